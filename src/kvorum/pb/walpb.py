@@ -1,0 +1,3 @@
+from kvorum.pb import load
+
+globals().update(load("walpb"))
