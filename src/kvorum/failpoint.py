@@ -27,22 +27,53 @@ from typing import Final, NamedTuple, NoReturn
 from kvorum import durations
 
 NAMES: Final = frozenset(
-    """
-    raftBeforeSave raftAfterSave raftBeforeLeaderSend raftBeforeFollowerSend raftBeforeSaveSnap
-    raftAfterSaveSnap raftBeforeApplySnap raftAfterApplySnap raftAfterWALRelease raftBeforeAdvance
-    raftBeforeWALSaveSnaphot raftDropHeartbeat walBeforeSync walAfterSync
-    beforeCommit afterCommit beforeStartDBTxn afterStartDBTxn beforeWritebackBuf afterWritebackBuf
-    commitBeforePreCommitHook commitAfterPreCommitHook defragBeforeCopy defragBeforeRename
-    defragOpenFileError defragdbFail
-    compactBeforeSetFinishedCompact compactAfterSetFinishedCompact compactBeforeCommitBatch
-    compactAfterCommitBatch compactAfterAcquiredBatchTxLock compactBeforeCommitScheduledCompact
-    compactAfterCommitScheduledCompact
-    beforeApplyOneConfChange beforeApplyOneEntryNormal applyBeforeOpenSnapshot
-    applyAfterOpenSnapshot beforePublishing afterIsMemberExist
-    beforeCheckpointInLeaseRenew beforeLookupWhenLeaseTimeToLive
-    beforeLookupWhenForwardLeaseTimeToLive beforeServeHTTPLeaseRenew beforeSendWatchResponse
-    beforeRangeStreamChunk
-    """.split()
+    {
+        "raftBeforeSave",
+        "raftAfterSave",
+        "raftBeforeLeaderSend",
+        "raftBeforeFollowerSend",
+        "raftBeforeSaveSnap",
+        "raftAfterSaveSnap",
+        "raftBeforeApplySnap",
+        "raftAfterApplySnap",
+        "raftAfterWALRelease",
+        "raftBeforeAdvance",
+        "raftBeforeWALSaveSnaphot",
+        "raftDropHeartbeat",
+        "walBeforeSync",
+        "walAfterSync",
+        "beforeCommit",
+        "afterCommit",
+        "beforeStartDBTxn",
+        "afterStartDBTxn",
+        "beforeWritebackBuf",
+        "afterWritebackBuf",
+        "commitBeforePreCommitHook",
+        "commitAfterPreCommitHook",
+        "defragBeforeCopy",
+        "defragBeforeRename",
+        "defragOpenFileError",
+        "defragdbFail",
+        "compactBeforeSetFinishedCompact",
+        "compactAfterSetFinishedCompact",
+        "compactBeforeCommitBatch",
+        "compactAfterCommitBatch",
+        "compactAfterAcquiredBatchTxLock",
+        "compactBeforeCommitScheduledCompact",
+        "compactAfterCommitScheduledCompact",
+        "beforeApplyOneConfChange",
+        "beforeApplyOneEntryNormal",
+        "applyBeforeOpenSnapshot",
+        "applyAfterOpenSnapshot",
+        "beforePublishing",
+        "afterIsMemberExist",
+        "beforeCheckpointInLeaseRenew",
+        "beforeLookupWhenLeaseTimeToLive",
+        "beforeLookupWhenForwardLeaseTimeToLive",
+        "beforeServeHTTPLeaseRenew",
+        "beforeSendWatchResponse",
+        "beforeRangeStreamChunk",
+    }
 )
 """Every point, spelled as etcd spells it (raftBeforeWALSaveSnaphot too)."""
 
@@ -204,7 +235,7 @@ def evaluate(name: str) -> Outcome:
 
 
 def hit(name: str) -> str | None:
-    """Run the point, waiting in this thread for a ``sleep``; the text of a ``return``, else None."""
+    """Run the point, waiting here for a ``sleep``; the text of a ``return``, else None."""
     outcome = evaluate(name)
     if outcome.delay:
         time.sleep(outcome.delay)
