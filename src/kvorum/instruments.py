@@ -95,7 +95,7 @@ class Family(Generic[ChildT]):
         self.name = name
         self.help = help
         self.labels = labels
-        self._make = make
+        self._make: Callable[[], ChildT] = make
         self._children: dict[tuple[str, ...], ChildT] = {}
         if not labels:
             self._children[()] = make()
