@@ -75,6 +75,14 @@ def zero_to_end(fd: int, offset: int) -> None:
     preallocate(fd, size)
 
 
+def sync_data(fd: int) -> None:
+    """Put the file's bytes, and what is needed to find them, on disk."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
 def fsync_directory(path: Path) -> None:
     """Make the names in a directory last: creations, renames and removals."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -37,6 +37,7 @@ from kvorum.wal.files import (
     fsync_directory,
     open_locked,
     purge,
+    sync_data,
     zero_to_end,
 )
 from kvorum.wal.names import SegmentName
@@ -344,7 +345,7 @@ class WAL:
         if self._no_fsync:
             return
         started = time.perf_counter()
-        _fdatasync(segment.fd)
+        sync_data(segment.fd)
         took = time.perf_counter() - started
         self._sync_seconds += took
         if took > SLOW_SYNC:
@@ -376,9 +377,6 @@ class WAL:
 
     def _path(self, segment: Segment) -> Path:
         return self.directory / str(segment.name)
-
-
-_fdatasync = getattr(os, "fdatasync", os.fsync)
 
 
 def open_log(

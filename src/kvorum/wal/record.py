@@ -73,9 +73,11 @@ def parse_record(record: bytes) -> tuple[int, int, bytes]:
     try:
         if record[0] == 0x08 and record[1] < 0x80 and record[2] == 0x10:
             crc, at = _read_varint(record, 3)
-            if at == len(record):
+            if crc >= 1 << 32:
+                pass
+            elif at == len(record):
                 return record[1], crc, b""
-            if record[at] == 0x1A and crc < 1 << 32:
+            elif record[at] == 0x1A:
                 length, at = _read_varint(record, at + 1)
                 if at + length == len(record):
                     return record[1], crc, record[at:]

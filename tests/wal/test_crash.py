@@ -1,0 +1,123 @@
+"""Power is cut before every single step of creating, appending and cutting; the log must open."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import wal_layout
+from power import Disk, PowerCut
+
+from kvorum import wal
+from kvorum.raft.types import ConfState, Entry, EntryType, HardState
+from kvorum.wal import WAL, SnapshotRecord, open_log
+
+SEGMENT = 3000
+SEEDS = (None, 1, 2)
+
+
+def story(log: WAL, promised: list[int]) -> None:
+    """Batches ahead of the writes, commits alone, a snapshot, several cuts."""
+    index = 0
+    for turn in range(12):
+        batches = []
+        for size in (10, 700 + 90 * turn):
+            index += 1
+            state = HardState(1 + turn // 5, 1, index - 1)
+            batches.append(log.encode(state, [Entry(1, index, EntryType.NORMAL, b"x" * size)]))
+        log.write_all(batches[:1] if turn % 2 else batches)
+        if turn % 2:
+            log.write(batches[1])
+        promised[0] = index
+        log.write(log.encode(HardState(1 + turn // 5, 1, index), []))
+        if turn == 6:
+            log.write(log.encode_snapshot(SnapshotRecord(index, 1, ConfState((1,)))))
+
+
+def check_and_go_on(directory: Path, promised: int) -> None:
+    log, result = open_log(directory, segment_size=SEGMENT)
+    indexes = [entry.index for entry in result.entries]
+    assert indexes == list(range(1, len(indexes) + 1))
+    assert len(indexes) >= promised, "a promise was lost"
+    following = len(indexes) + 1
+    for index in (following, following + 1):
+        log.write(log.encode(None, [Entry(9, index, EntryType.NORMAL, b"y" * SEGMENT)]))
+    log.close()
+    wal_layout.check_log(directory)
+    assert len(wal.read_log(directory).entries) == following + 1
+
+
+def test_a_power_cut_while_appending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    finished = False
+    while not finished:
+        root = tmp_path / str(steps)
+        root.mkdir()
+        log = WAL.create(root / "wal", b"meta", segment_size=SEGMENT)
+        disk = Disk(monkeypatch, steps)
+        promised = [0]
+        try:
+            story(log, promised)
+            finished = True
+        except PowerCut:
+            pass
+        disk.off()
+        for seed in SEEDS:
+            copy = tmp_path / f"{steps}-{seed}"
+            disk.after_the_cut(root, copy, None if seed is None else seed * 1000 + steps)
+            try:
+                check_and_go_on(copy / "wal", promised[0])
+            except BaseException:
+                print(f"power cut before step {steps}, seed {seed}")
+                raise
+            shutil.rmtree(copy)
+        log.failed = wal.WALError(root, "power cut")
+        log.close()
+        shutil.rmtree(root)
+        steps += 1
+    assert steps > 50
+
+
+def test_a_power_cut_while_creating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    finished = False
+    outcomes = set()
+    while not finished:
+        root = tmp_path / str(steps)
+        root.mkdir()
+        disk = Disk(monkeypatch, steps)
+        try:
+            WAL.create(root / "wal", b"meta", segment_size=SEGMENT).close()
+            finished = True
+        except PowerCut:
+            pass
+        disk.off()
+        for seed in SEEDS:
+            copy = tmp_path / f"{steps}-{seed}"
+            disk.after_the_cut(root, copy, seed)
+            there = wal.exists(copy / "wal")
+            outcomes.add(there)
+            if not there:
+                WAL.create(copy / "wal", b"meta", segment_size=SEGMENT).close()
+            check_and_go_on(copy / "wal", 0)
+            assert not (copy / "wal.tmp").exists() or there
+        steps += 1
+    assert steps > 5
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("left", ["0.tmp", "1.tmp"])
+def test_what_an_interrupted_cut_left_never_shows_up_again(tmp_path: Path, left: str) -> None:
+    """The half-made segment has records; those of the next user of the file are shorter."""
+    log = WAL.create(tmp_path / "wal", b"meta", segment_size=SEGMENT)
+    batches = [log.encode(None, [Entry(1, i, EntryType.NORMAL, b"x" * 200)]) for i in range(1, 99)]
+    stale = next(batch.cut.head for batch in batches if batch.cut) * 30
+    log.close()
+    (tmp_path / "wal" / left).write_bytes(stale)
+    log, _ = open_log(tmp_path / "wal", segment_size=SEGMENT)
+    for index in range(1, 60):
+        log.write(log.encode(None, [Entry(1, index, EntryType.NORMAL, b"x" * 200)]))
+    log.close()
+    wal_layout.check_log(tmp_path / "wal")
+    assert len(wal.read_log(tmp_path / "wal").entries) == 59
