@@ -6,7 +6,7 @@ import struct
 from typing import NamedTuple
 
 from kvorum.pb import leasepb
-from kvorum.pb.wire import int64_field
+from kvorum.pb.wire import int64_field, varint64
 from kvorum.types import LeaseID
 
 _KEY = struct.Struct(">q")
@@ -26,7 +26,10 @@ def record_key(id: LeaseID) -> bytes:
 
 
 def encode_record(id: LeaseID, ttl: int, remaining: int) -> bytes:
-    return int64_field(1, id) + int64_field(2, ttl) + int64_field(3, remaining)
+    """The record of a lease. No lease has the id 0 or the time 0, which would be left out."""
+    assert id and ttl, f"lease {id} with ttl {ttl}"
+    record = b"\x08%b\x10%b" % (varint64(id), varint64(ttl))
+    return record + int64_field(3, remaining) if remaining else record
 
 
 def decode_record(value: bytes) -> LeaseRecord:
