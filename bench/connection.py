@@ -73,6 +73,10 @@ class Body:
             raise ValueError(f"{len(rest)} bytes after the last whole message")
         return messages
 
+    def whole(self) -> list[bytes]:
+        """The messages received so far, without an unfinished one at the end."""
+        return frames.split_messages(b"".join(self._chunks))[0]
+
 
 class _Upload:
     """A request body that waits for flow-control credit."""
@@ -159,6 +163,17 @@ class Connection:
         upload.rest += frames.envelope(message)
         upload.end = end
         self._pump(stream, upload)
+
+    def append(self, stream: int, data: bytes) -> bool:
+        """Send one ready DATA frame of a stream if credit allows; returns whether it did."""
+        upload = self._uploads[stream]
+        size = len(data) - frames.HEAD.size
+        if upload.rest or size > upload.credit or size > self.window:
+            return False
+        upload.credit -= size
+        self.window -= size
+        self.out.append(data)
+        return True
 
     def finish(self, stream: int) -> None:
         """End the request side of a stream after what was written."""

@@ -15,6 +15,9 @@ from bench.frames import HeaderBlocks, request_parts
 from bench.wire import LoadError
 from kvorum.pb import etcdserverpb as pb
 
+BULK: Final = 50
+"""Puts of 256 bytes in one transaction, so that the request fits a frame of 16,384 bytes."""
+
 Make = Callable[[int], bytes]
 """Takes a stream id, gives the whole request of that stream."""
 
@@ -151,6 +154,37 @@ class Mixed:
         source.check(stream, message)
 
 
+class Bulk:
+    """Transactions of ``BULK`` puts of distinct keys, which just fit one frame, to fill a store."""
+
+    def __init__(self, prefix: bytes, value: bytes) -> None:
+        put = pb.RequestOp(request_put=pb.PutRequest(key=prefix + SLOT, value=value))
+        self._message = pb.TxnRequest(success=[put] * BULK).SerializeToString()
+        self._next = 0
+        self.size = len(self._message) + 5
+        self.least = 5
+
+    def primes(self) -> Sequence[tuple[str, bytes]]:
+        return [(client.TXN, b"")]
+
+    def attach(self, wire: int, blocks: HeaderBlocks, first: int) -> Make:
+        one, two, three = request_parts(blocks.steady[client.TXN], self.size - 5)
+        template = self._message.replace(b"%", b"%%").replace(SLOT, b"%012d")
+
+        def make(stream: int) -> bytes:
+            number = stream.to_bytes(4, "big")
+            start = self._next
+            self._next = start + BULK
+            message = template % tuple(range(start, start + BULK))
+            return b"".join((one, number, two, number, three, message))
+
+        return make
+
+    def check(self, stream: int, message: bytes) -> None:
+        if len(pb.TxnResponse.FromString(message).responses) != BULK:
+            raise LoadError(f"a transaction of {BULK} puts has another number of replies")
+
+
 class Swaps:
     """Transactions 'if key has version n, put it', each key's versions one after the other.
 
@@ -249,9 +283,28 @@ def gets(prefix: bytes, keys: int, size: int) -> Slotted:
         message,
         shuffled(keys),
         prime=prime,
-        check=lambda reply: check_range(reply, 1, size),
+        check=range_checker(1, size),
         least=size,
     )
+
+
+def one_get(key: bytes, size: int, *, serializable: bool) -> Constant:
+    """Gets of one key with a value of ``size`` bytes."""
+    message = pb.RangeRequest(key=key, serializable=serializable).SerializeToString()
+    return Constant(client.RANGE, message, check=range_checker(1, size), least=size)
+
+
+def ranges(prefix: bytes, keys: int, size: int) -> Constant:
+    """Ranges over all ``keys`` keys of a prefix."""
+    request = pb.RangeRequest(key=prefix, range_end=client.prefix_end(prefix))
+    check = range_checker(keys, size)
+    return Constant(client.RANGE, request.SerializeToString(), check=check, least=keys * size)
+
+
+def grants(seconds: int) -> Constant:
+    """Grants of leases whose ids the server chooses."""
+    message = pb.LeaseGrantRequest(TTL=seconds).SerializeToString()
+    return Constant(client.LEASE_GRANT, message, check=check_grant)
 
 
 def check_put(message: bytes) -> None:
@@ -259,14 +312,18 @@ def check_put(message: bytes) -> None:
         raise LoadError("a put was answered without a revision")
 
 
-def check_range(message: bytes, keys: int, size: int) -> None:
-    """A reply must have ``keys`` keys with values of ``size`` bytes."""
-    reply = pb.RangeResponse.FromString(message)
-    if len(reply.kvs) != keys or reply.count < keys:
-        raise LoadError(f"{len(reply.kvs)} keys in a reply that must have {keys}")
-    wrong = {len(kv.value) for kv in reply.kvs} - {size}
-    if wrong:
-        raise LoadError(f"values of {wrong} bytes in a reply, not {size}")
+def range_checker(keys: int, size: int) -> Callable[[bytes], None]:
+    """A check that a reply has ``keys`` keys with values of ``size`` bytes."""
+
+    def check(message: bytes) -> None:
+        reply = pb.RangeResponse.FromString(message)
+        if len(reply.kvs) != keys or reply.count < keys:
+            raise LoadError(f"{len(reply.kvs)} keys in a reply that must have {keys}")
+        wrong = {len(kv.value) for kv in reply.kvs} - {size}
+        if wrong:
+            raise LoadError(f"values of {wrong} bytes in a reply, not {size}")
+
+    return check
 
 
 def check_grant(message: bytes) -> None:
