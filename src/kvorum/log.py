@@ -189,6 +189,12 @@ def stack() -> str:
     return "\n".join(f"{call.name}\n\t{call.filename}:{call.lineno}" for call in calls)
 
 
+def exception_stack(error: BaseException) -> str:
+    """The calls that an exception came through, outermost first, for a stacktrace field."""
+    calls = traceback.extract_tb(error.__traceback__, limit=-MAX_STACK_FRAMES)
+    return "\n".join(f"{call.name}\n\t{call.filename}:{call.lineno}" for call in calls)
+
+
 def took(seconds: float) -> timedelta:
     """A measured span as a field: ``lg.info("...", took=log.took(end - start))``."""
     return timedelta(seconds=seconds)

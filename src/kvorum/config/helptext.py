@@ -50,7 +50,9 @@ def _describe(made: Setting) -> list[str]:
     default = made.effective or made.kind.show(made.default)
     text = made.text + (" Deprecated." if made.deprecated else "")
     lines = [f"  --{made.name} '{default}'"]
-    lines += textwrap.wrap(text, 96, initial_indent="    ", subsequent_indent="    ")
+    lines += textwrap.wrap(
+        text, 96, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
+    )
     if made.name == "feature-gates":
         lines += [
             f"    {gate.name}=true|false ({gate.stage} - default={str(gate.default).lower()}): "

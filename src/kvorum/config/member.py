@@ -129,7 +129,7 @@ class MemberSettings:
         "Write timeout of peer connections; values under 5s are raised to 5s.",
         yaml=None,
     )
-    feature_gates: FeatureGates = setting(
+    feature_gates: FeatureGates = setting(  # noqa: RUF009 - makes a field, as the others do
         GATES,
         NO_GATES,
         "Switches for alpha and beta features, as Name=bool pairs joined by commas.",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 from typing import Any
 
+from kvorum import buildinfo
 from kvorum.config.check import compaction_retention
 from kvorum.config.kinds import show_seconds
 from kvorum.config.server import ServerConfig
@@ -33,10 +33,10 @@ def _program() -> dict[str, Any]:
     return {
         "etcd-version": ETCD_VERSION,
         "kvorum-version": VERSION,
-        "git-sha": "kvorum",
-        "go-version": f"python{platform.python_version()}",
-        "go-os": platform.system().lower(),
-        "go-arch": platform.machine(),
+        "git-sha": buildinfo.GIT_SHA,
+        "go-version": buildinfo.language_version(),
+        "go-os": buildinfo.os_name(),
+        "go-arch": buildinfo.arch(),
         "max-cpu-set": len(os.sched_getaffinity(0)),
         "max-cpu-available": os.cpu_count(),
     }
