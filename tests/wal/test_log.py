@@ -328,7 +328,7 @@ def test_two_segments_of_different_members(directory: Path) -> None:
     first = Encoder(b"one")
     write_segment(directory, head_of(first))
     write_segment(directory, Encoder(b"two", sequence=1, crc=first.crc).begin_segment(), 1, 1)
-    with pytest.raises(wal.MetadataConflict, match="0001.wal at offset"):
+    with pytest.raises(wal.MetadataConflict, match=r"0001\.wal at offset"):
         open_log(directory)
 
 
@@ -510,7 +510,7 @@ def test_room_that_came_back_is_used_at_the_cut(
 
 def test_no_room_at_all(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SmallDisk(monkeypatch, room=0)
-    with pytest.raises(wal.WriteFailed, match="cannot be created: .*No space left"):
+    with pytest.raises(wal.WriteFailed, match=r"cannot be created: .*No space left"):
         WAL.create(directory, b"meta")
     assert not directory.exists()
     assert not directory.with_name("wal.tmp").exists()

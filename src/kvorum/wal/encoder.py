@@ -14,8 +14,9 @@ from google_crc32c import extend
 
 from kvorum.raft import codec
 from kvorum.raft.types import EMPTY_HARD_STATE, Entry, HardState
+from kvorum.raft.wire import varint
 from kvorum.wal.names import SegmentName
-from kvorum.wal.record import RecordType, encode_frame, length_word, varint
+from kvorum.wal.record import RecordType, encode_frame, length_word
 from kvorum.wal.snapshot import SnapshotRecord
 
 SEGMENT_SIZE: Final = 64_000_000

@@ -11,12 +11,15 @@ else 0x80 or'ed with its length. A length word of 0 ends the written part of a f
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import IntEnum
 from typing import Final
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError as ProtobufError
 
 from kvorum.pb import walpb
+from kvorum.raft.errors import DecodeError
+from kvorum.raft.wire import read_varint, varint
 
 FRAME_HEAD: Final = 8
 SECTOR: Final = 512
@@ -32,16 +35,6 @@ class RecordType(IntEnum):
     STATE = 3
     CRC = 4
     SNAPSHOT = 5
-
-
-def varint(value: int) -> bytes:
-    assert value >= 0
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def length_word(length: int) -> bytes:
@@ -70,39 +63,21 @@ def parse_record(record: bytes) -> tuple[int, int, bytes]:
 
     The form every etcd writes is taken apart here; protobuf reads the others that it allows.
     """
-    try:
+    end = len(record)
+    with suppress(DecodeError, IndexError):
         if record[0] == 0x08 and record[1] < 0x80 and record[2] == 0x10:
-            crc, at = _read_varint(record, 3)
-            if crc >= 1 << 32:
-                pass
-            elif at == len(record):
+            crc, at = read_varint(record, 3, end)
+            if at == end and crc < 1 << 32:
                 return record[1], crc, b""
-            elif record[at] == 0x1A:
-                length, at = _read_varint(record, at + 1)
-                if at + length == len(record):
+            if record[at] == 0x1A and crc < 1 << 32:
+                length, at = read_varint(record, at + 1, end)
+                if at + length == end:
                     return record[1], crc, record[at:]
-    except IndexError:
-        pass
     try:
         message = walpb.Record.FromString(record)
-    except DecodeError as error:
+    except ProtobufError as error:
         raise ValueError("not a record") from error
     return message.type, message.crc, message.data
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = data[at]
-    at += 1
-    if value < 0x80:
-        return value, at
-    value &= 0x7F
-    for shift in range(7, 64, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise IndexError
 
 
 def looks_torn(frame: bytes, offset: int) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from google.protobuf.message import DecodeError
-
-from kvorum.pb import raftpb, walpb
+from kvorum.raft import codec
 from kvorum.raft.types import NO_INDEX, NO_TERM, ConfState, SnapshotMetadata
-from kvorum.types import Index, MemberID, Term
+from kvorum.raft.wire import bytes_field, fields, uint_field
+from kvorum.types import Index, Term
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,36 +27,20 @@ class SnapshotRecord:
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Raises ValueError."""
-        try:
-            message = walpb.Snapshot.FromString(data)
-        except DecodeError as error:
-            raise ValueError("not a snapshot record") from error
-        conf = conf_state(message.conf_state) if message.HasField("conf_state") else None
-        return cls(Index(message.index), Term(message.term), conf)
+        index, term, conf = NO_INDEX, NO_TERM, None
+        for number, value, (start, end) in fields(data, 0, len(data)):
+            if number == 1:
+                index = Index(value)
+            elif number == 2:
+                term = Term(value)
+            elif number == 3:
+                conf = codec.decode_conf_state(data[start:end])
+        return cls(index, term, conf)
 
     def encode(self) -> bytes:
-        if self.index and self.conf_state is None:
+        head = uint_field(1, self.index) + uint_field(2, self.term)
+        if self.conf_state is not None:
+            return head + bytes_field(3, codec.encode_conf_state(self.conf_state))
+        if self.index:
             raise ValueError(f"the snapshot at {self.term}/{self.index} has no conf state")
-        message = walpb.Snapshot(index=self.index, term=self.term)
-        conf = self.conf_state
-        if conf is not None:
-            message.conf_state.CopyFrom(
-                raftpb.ConfState(
-                    voters=conf.voters,
-                    learners=conf.learners,
-                    voters_outgoing=conf.voters_outgoing,
-                    learners_next=conf.learners_next,
-                    auto_leave=conf.auto_leave,
-                )
-            )
-        return message.SerializeToString()
-
-
-def conf_state(message: raftpb.ConfState) -> ConfState:
-    return ConfState(
-        tuple(map(MemberID, message.voters)),
-        tuple(map(MemberID, message.learners)),
-        tuple(map(MemberID, message.voters_outgoing)),
-        tuple(map(MemberID, message.learners_next)),
-        message.auto_leave,
-    )
+        return head
