@@ -1,0 +1,89 @@
+"""Plain HTTP requests and responses, whichever version brought them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final, Protocol
+
+Headers = list[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """A complete request. ``path`` is as sent (still percent-encoded), without the query;
+    header names are lowercase; ``peer`` is the client's address as text."""
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    body: bytes
+    version: str
+    peer: str = ""
+    secure: bool = False
+
+    def header(self, name: str, default: str = "") -> str:
+        """The first value of the header (lowercase name)."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return default
+
+
+@dataclass(slots=True)
+class HttpResponse:
+    """``body`` is bytes, or an async iterator of chunks for an answer that grows. Length and
+    connection headers are added by the engine."""
+
+    status: int = 200
+    body: bytes | AsyncIterator[bytes] = b""
+    headers: Headers = field(default_factory=list)
+
+
+HttpHandler = Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]
+
+
+class Answer(Protocol):
+    """Where a response goes. ``backlog`` bytes wait for the client; ``on_writable`` fires when
+    they have become few, ``on_cancel`` when the client is gone. Calls after that do nothing."""
+
+    backlog: int
+    on_writable: Callable[[], None] | None
+    on_cancel: Callable[[], None] | None
+
+    def begin(self, status: int, headers: Headers, length: int | None) -> None:
+        """The head; ``length`` of the body if known."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def abort(self) -> None:
+        """The body cannot be completed; the client must be able to tell."""
+
+
+def reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Status"
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """Path and query of a request target; the absolute form loses its authority."""
+    if not target.startswith(("/", "*")):
+        _, _, rest = target.partition("://")
+        target = "/" + rest.partition("/")[2]
+    path, _, query = target.partition("?")
+    return path, query
+
+
+PLAIN_TEXT: Final = "text/plain; charset=utf-8"
+
+
+def text_response(status: int, text: str) -> HttpResponse:
+    """A plain error answer as Go's net/http gives it, newline included."""
+    headers = [("content-type", PLAIN_TEXT), ("x-content-type-options", "nosniff")]
+    return HttpResponse(status, text.encode() + b"\n", headers)

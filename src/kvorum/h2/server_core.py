@@ -1,0 +1,420 @@
+"""The server's end of a connection, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from struct import Struct
+from typing import Final
+
+from kvorum.errors import Code, EtcdError
+from kvorum.h2 import frames
+from kvorum.h2.call import Call
+from kvorum.h2.connection import Endpoint
+from kvorum.h2.deadlines import Deadlines
+from kvorum.h2.exchange import Exchange
+from kvorum.h2.frames import (
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_HEAD,
+    HEADERS,
+    MAX_STREAM_ID,
+    PREFACE,
+    ConnectionFault,
+    ErrorCode,
+    Setting,
+    StreamFault,
+)
+from kvorum.h2.heads import RequestHead, build_head, check_trailers
+from kvorum.h2.hpack import Field
+from kvorum.h2.http import Answer, HttpRequest
+from kvorum.h2.limits import IDLE_PING_INTERVAL, MAX_PING_STRIKES, STREAM_CEILING, Limits
+from kvorum.h2.method import Method
+from kvorum.h2.rules import State
+from kvorum.h2.status import decode_timeout
+from kvorum.h2.stream import Stream
+
+_unpack: Final = FRAME_HEAD.unpack_from
+_DATA_HEAD: Final = Struct(">IBIBI")  # a DATA frame's header with the gRPC prefix after it
+_unpack_data: Final = _DATA_HEAD.unpack_from
+_KEEPALIVE_PING: Final = b"kvorum\0k"
+_DRAIN_PING: Final = b"kvorum\0d"
+_DRAIN_PATIENCE: Final = 5.0  # grpc-go: how long the answer to it may take
+# Heads that all connections share: so many, of fields no longer than this.
+_SHARED_HEADS: Final = 1024
+_SHARED_HEAD_SIZE: Final = 2048
+
+
+class Service:
+    """What all connections of a server share."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        deadlines: Deadlines,
+        *,
+        http: Callable[[Answer, HttpRequest], None] | None = None,
+        report: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.methods = methods
+        self.deadlines = deadlines
+        self.http = http
+        self.report = report
+        self._heads: dict[tuple[Field, ...], RequestHead] = {}
+
+    def head(self, sid: int, fields: list[Field]) -> RequestHead:
+        """The checked head for these fields, found again if it was seen before. Deadlines are kept
+        apart, as clients that have one send another value with each call."""
+        at = next((at for at, field in enumerate(fields) if field[0] == b"grpc-timeout"), -1)
+        if at < 0:
+            return self._known(sid, fields)
+        # A pseudo-header field after it would be malformed, which only the full check sees.
+        if not any(name[:1] == b":" for name, _ in fields[at + 1 : at + 2]):
+            head = self._known(sid, fields[:at] + fields[at + 1 :])
+            if head.method is not None and head.timeout is None:
+                try:
+                    timeout = decode_timeout(fields[at][1])
+                except ValueError:
+                    timeout = 0.0
+                if timeout > 0:
+                    return head.with_timeout(timeout)
+        return self._build(sid, fields)
+
+    def _known(self, sid: int, fields: list[Field]) -> RequestHead:
+        key = tuple(fields)
+        head = self._heads.get(key)
+        if head is None:
+            head = self._build(sid, fields)
+            if sum(len(name) + len(value) for name, value in fields) <= _SHARED_HEAD_SIZE:
+                if len(self._heads) >= _SHARED_HEADS:
+                    self._heads.clear()
+                self._heads[key] = head
+        return head
+
+    def _build(self, sid: int, fields: list[Field]) -> RequestHead:
+        return build_head(sid, fields, self.methods, http=self.http is not None)
+
+
+class ServerConnection(Endpoint):
+    """Accepts calls. The first bytes given to it are the client's preface."""
+
+    def __init__(
+        self,
+        service: Service,
+        limits: Limits,
+        wake: Callable[[], None],
+        now: float,
+        *,
+        peer: str = "",
+        secure: bool = False,
+    ) -> None:
+        super().__init__(limits, wake, now)
+        self.service = service
+        self.peer = peer
+        self.secure = secure
+        self.max_streams = min(limits.max_concurrent_streams, STREAM_CEILING)
+        self.accepting = True
+        self._heads: dict[bytes, RequestHead] = {}
+        self._preface_left = PREFACE
+        self._lengths: dict[int, int] = {}
+        self._strikes = 0
+        self._last_ping = -IDLE_PING_INTERVAL
+        self._sent_mark = 0
+        self.answers = 0
+        self._draining = False
+        self._go_away_at = 0.0
+        self._ping_at = -1.0
+        self._since = now
+        self.set_check(now + limits.handshake_timeout)
+        self.out.append(self._greeting())
+
+    def _greeting(self) -> bytes:
+        limits = self.limits
+        values = {
+            Setting.MAX_FRAME_SIZE: limits.max_frame_size,
+            Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
+            Setting.MAX_HEADER_LIST_SIZE: limits.max_header_list,
+        }
+        if self.max_streams < STREAM_CEILING:
+            values[Setting.MAX_CONCURRENT_STREAMS] = self.max_streams
+        extra = limits.connection_window - DEFAULT_WINDOW
+        return frames.settings(values) + frames.window_update(0, extra)
+
+    # --- frames ---------------------------------------------------------------------------------
+
+    def _frames(self, data: bytes) -> int:
+        if self._preface_left:
+            return self._check_preface(data)
+        pos = 0
+        end = len(data)
+        # All of this read fits the connection's window, or the short path is off (section 6.9.1).
+        fast_end = end if self.recv_left >= end and not self._block_sid and self.settled else 0
+        heads = self._heads
+        streams = self.streams
+        limits = self.limits
+        max_size = min(limits.max_receive_message, limits.max_frame_size - 5)
+        room = self.max_streams
+        deadlines = self.service.deadlines
+        while end - pos >= 9:
+            word, flags, sid = _unpack(data, pos)
+            body = pos + 9
+            stop = body + (word >> 8)
+            # The short path: a known head, then the whole message in one frame that ends the
+            # request. Whatever does not look exactly so is left to the general path.
+            if flags == END_HEADERS and word & 0xFF == HEADERS and stop + 14 <= fast_end:
+                head = heads.get(data[body:stop])
+                if head is not None and head.fast is not None:
+                    dword, dflags, dsid, packed, size = _unpack_data(data, stop)
+                    last = stop + 14 + size
+                    if (
+                        dsid == sid
+                        and dword == size + 5 << 8  # type DATA
+                        and dflags == END_STREAM
+                        and packed == 0
+                        and last <= end
+                        and size <= max_size
+                        and sid & 1
+                        and self.last_sid < sid <= MAX_STREAM_ID
+                        and len(streams) < room
+                        and self.accepting
+                    ):
+                        self.last_sid = sid
+                        self.recv_left -= size + 5
+                        method = head.fast
+                        method.started += 1
+                        method.received += 1
+                        streams[sid] = call = Call(self, sid, head, method)
+                        if head.timeout is not None:
+                            deadlines.add(call, self.now, head.timeout)
+                        try:
+                            method.handler(call, data[stop + 14 : last])
+                        except Exception as error:
+                            self._handler_failed(call, error)
+                        pos = last
+                        continue
+            used = self._frame_at(data, pos, end)
+            if not used or self.closed:
+                break
+            pos = used
+            if self._block_sid:
+                fast_end = 0
+        return pos
+
+    def _check_preface(self, data: bytes) -> int:
+        size = min(len(data), len(self._preface_left))
+        if data[:size] != self._preface_left[:size]:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "3.4: not the client preface")
+        self._preface_left = self._preface_left[size:]
+        return size + self._frames(data[size:]) if not self._preface_left else size
+
+    def last_peer_sid(self) -> int:
+        return self.last_sid
+
+    def state(self, sid: int) -> State:
+        stream = self.streams.get(sid)
+        if stream is not None:
+            return State.ENDED if stream.peer_done else State.OPEN
+        if sid > self.last_sid or not sid & 1:
+            return State.IDLE
+        return State.LINGERING if self.lingers(sid) else State.CLOSED
+
+    # --- heads ----------------------------------------------------------------------------------
+
+    def decode(self, block: bytes) -> list[Field] | None:
+        before = self.decoder.generation
+        fields = super().decode(block)
+        if self.decoder.generation != before:
+            self._heads.clear()  # the blocks may mean something else now
+        return fields
+
+    def on_head(self, sid: int, block: bytes, end: bool) -> None:
+        stream = self.streams.get(sid)
+        if stream is not None:
+            self._trailers(stream, self.decode(block), end)
+            return
+        head = self._heads.get(block)
+        if head is None:
+            head = self._learn(sid, block)
+        self._accept_sid(sid)
+        self._open(sid, head, end)
+
+    def _learn(self, sid: int, block: bytes) -> RequestHead:
+        """Decode and check a head, and remember it by its bytes if they will mean it again."""
+        before = self.decoder.generation
+        fields = self.decode(block)
+        if fields is None:
+            self._accept_sid(sid)
+            raise StreamFault(sid, ErrorCode.FRAME_SIZE_ERROR, "head too large")
+        try:
+            head = self.service.head(sid, fields)
+        except StreamFault:
+            self._accept_sid(sid)
+            raise
+        if self.decoder.generation == before and len(block) <= self.limits.head_cache_block:
+            if len(self._heads) >= self.limits.head_cache_entries:
+                self._heads.clear()
+            self._heads[block] = head
+        return head
+
+    def _accept_sid(self, sid: int) -> None:
+        if not sid & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"5.1.1: stream {sid} from a client")
+        self.last_sid = sid
+
+    def _trailers(self, stream: Stream, fields: list[Field] | None, end: bool) -> None:
+        check_trailers(stream.sid, fields, end)
+        self.check_length(stream.sid, 0, True)
+        stream.peer_done = True
+        stream.feed(b"", True)
+
+    def _open(self, sid: int, head: RequestHead, end: bool) -> None:
+        if not self.accepting or len(self.streams) >= self.max_streams:
+            self.reset_stream(sid, ErrorCode.REFUSED_STREAM)
+        elif head.refusal is not None:
+            self._refuse_call(sid, head.refusal.block, end)
+        else:
+            if head.content_length is not None:
+                self._lengths[sid] = head.content_length
+            if end:
+                self.check_length(sid, 0, True)
+            if head.method is None:
+                self._open_exchange(sid, head, end)
+            else:
+                self._open_call(sid, head, head.method, end)
+
+    def _refuse_call(self, sid: int, block: bytes, end: bool) -> None:
+        tail = frames.headers(sid, block, end_stream=True, max_frame=self.peer_frame)
+        if not end:
+            tail += frames.rst_stream(sid, ErrorCode.NO_ERROR)
+            self._linger(sid)
+        self.answers += 1
+        self.send(tail)
+
+    def _open_exchange(self, sid: int, head: RequestHead, end: bool) -> None:
+        exchange = Exchange(self, sid, head)
+        self.streams[sid] = exchange
+        if end:
+            exchange.peer_done = True
+            exchange.feed(b"", True)
+
+    def _open_call(self, sid: int, head: RequestHead, method: Method, end: bool) -> None:
+        call = Call(self, sid, head, method)
+        call.open()
+        call.peer_done = end
+        self.streams[sid] = call
+        method.started += 1
+        if head.timeout is not None:
+            self.service.deadlines.add(call, self.now, head.timeout)
+        if method.streaming:
+            try:
+                method.handler(call)
+            except Exception as error:
+                self._handler_failed(call, error)
+        if end:
+            call.feed(b"", True)
+
+    def check_length(self, sid: int, size: int, end: bool) -> None:
+        left = self._lengths.get(sid)
+        if left is None:
+            return
+        left -= size
+        if left < 0 or (end and left):
+            raise StreamFault(sid, ErrorCode.PROTOCOL_ERROR, "8.1.1: not the content-length")
+        if end:
+            del self._lengths[sid]
+        else:
+            self._lengths[sid] = left
+
+    def forget(self, stream: Stream) -> None:
+        super().forget(stream)
+        self._lengths.pop(stream.sid, None)
+
+    # --- handlers -------------------------------------------------------------------------------
+
+    def _handler_failed(self, call: Call, error: Exception) -> None:
+        if isinstance(error, EtcdError):
+            call.fail(error.code, error.message)
+            return
+        if self.service.report is not None:
+            self.service.report(error)
+        call.fail(Code.INTERNAL, f"internal error: {type(error).__name__}")
+
+    def run_unary(self, call: Call, message: bytes) -> None:
+        try:
+            call.method.handler(call, message)
+        except Exception as error:
+            self._handler_failed(call, error)
+
+    def run_http(self, exchange: Exchange, request: HttpRequest) -> None:
+        assert self.service.http is not None
+        self.service.http(exchange, request)
+
+    # --- the connection's life ------------------------------------------------------------------
+
+    def on_ping(self) -> None:
+        """grpc-go's keepalive enforcement: pings must be rare unless answers flow."""
+        sent = self.data_sent + self.answers
+        last, self._last_ping = self._last_ping, self.now
+        if sent != self._sent_mark:
+            self._sent_mark = sent
+            self._strikes = 0
+            return
+        self.count_nuisance("PING frames")
+        limits = self.limits
+        idle = not self.streams and not limits.permit_without_stream
+        if last + (IDLE_PING_INTERVAL if idle else limits.keepalive_min_time) > self.now:
+            self._strikes += 1
+        if self._strikes > MAX_PING_STRIKES:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+
+    def drain(self) -> None:
+        """Ask the peer to go elsewhere. Calls already under way are still accepted until it has
+        seen that (RFC 9113 section 6.8: two GOAWAY frames), then ``closed`` follows the last."""
+        if self._draining or self.closed:
+            return
+        self._draining = True
+        if not self.settled:
+            self._go_away()
+            return
+        self.send(frames.goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR) + frames.ping(_DRAIN_PING))
+        self._go_away_at = self.now + _DRAIN_PATIENCE
+        self.set_check(self._go_away_at)
+
+    def on_ping_ack(self, payload: bytes) -> None:
+        if payload == _DRAIN_PING and self._draining and not self.went_away:
+            self._go_away()
+
+    def _go_away(self) -> None:
+        self.accepting = False
+        self.went_away = True
+        self.send(frames.goaway(self.last_sid, ErrorCode.NO_ERROR))
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        if self.closed:
+            return
+        limits = self.limits
+        if not self.settled:
+            self._watch(self._since + limits.handshake_timeout, "no preface and SETTINGS")
+        elif self._draining and not self.went_away and now >= self._go_away_at:
+            self._go_away()
+        elif limits.keepalive_interval:
+            self._keepalive(now)
+
+    def _watch(self, due: float, what: str) -> None:
+        if due <= self.now:
+            self.terminate(ConnectionFault(ErrorCode.SETTINGS_TIMEOUT, what))
+        else:
+            self.set_check(due)
+
+    def _keepalive(self, now: float) -> None:
+        limits = self.limits
+        if self._ping_at <= self.last_read:
+            due = self.last_read + limits.keepalive_interval
+            if due <= now:
+                self._ping_at = now
+                self.send(frames.ping(_KEEPALIVE_PING))
+                due = now + limits.keepalive_timeout
+            self.set_check(due)
+        elif limits.keepalive_timeout:
+            self._watch(self._ping_at + limits.keepalive_timeout, "keepalive ping not answered")

@@ -1,0 +1,183 @@
+"""What all streams share: sending within the peer's windows, and giving credit for what came."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from kvorum.h2.frames import FRAME_HEAD, window_update
+
+if TYPE_CHECKING:
+    from kvorum.h2.connection import Endpoint
+
+_pack: Final = FRAME_HEAD.pack
+
+
+class Stream:
+    """One stream. Subclasses say what its bytes mean.
+
+    ``conn`` the connection; ``sid`` its id; ``peer_done`` whether the peer has ended its side;
+    ``delta`` the send window's distance from the peer's SETTINGS_INITIAL_WINDOW_SIZE, so that a
+    change of that setting costs nothing a stream (RFC 9113 section 6.9.2);
+    ``backlog`` bytes not yet handed to the socket.
+    """
+
+    __slots__ = (
+        "_listed",
+        "_owed",
+        "_queue",
+        "_tail",
+        "backlog",
+        "conn",
+        "delta",
+        "peer_done",
+        "recv_left",
+        "sid",
+    )
+
+    conn: Endpoint
+    sid: int
+    peer_done: bool
+    delta: int
+    backlog: int
+    recv_left: int
+    _owed: int
+    _queue: deque[bytes | memoryview] | None
+    _tail: bytes | None
+    _listed: bool
+
+    def __init__(self, conn: Endpoint, sid: int, peer_done: bool) -> None:
+        self.conn = conn
+        self.sid = sid
+        self.peer_done = peer_done
+        self.delta = 0
+        self.backlog = 0
+        self.recv_left = conn.limits.stream_window
+        self._owed = 0
+        self._queue = None
+        self._tail = None
+        self._listed = False
+
+    # What a subclass must say.
+
+    def feed(self, data: bytes, end: bool) -> None:
+        """Body bytes that arrived, in order; ``end`` with the last. They must be credited."""
+        raise NotImplementedError
+
+    def reset(self, code: int) -> None:
+        """The stream is gone: reset by the peer or by us, or the connection was lost."""
+        raise NotImplementedError
+
+    def drained(self) -> None:
+        """The backlog has become small after it was not."""
+
+    # Sending.
+
+    def write(self, data: bytes) -> None:
+        """Send DATA payload: at once as far as the windows permit, the rest when they grow."""
+        conn = self.conn
+        size = len(data)
+        if (
+            not self.backlog
+            and size <= conn.room
+            and size <= conn.peer_window + self.delta
+            and size <= conn.peer_frame
+        ):
+            conn.room -= size
+            self.delta -= size
+            conn.out += (_pack(size << 8, 0, self.sid), data)
+            if conn.quiet:
+                conn.wake()
+            return
+        if size:
+            self._enqueue(data)
+
+    def finish_with(self, tail: bytes) -> None:
+        """Send the frames that end our side, after all data. The stream is then gone."""
+        if self.backlog:
+            self._tail = tail
+        else:
+            self._close(tail)
+
+    def _enqueue(self, data: bytes) -> None:
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append(data)
+        alone = not self.conn.backlog
+        self.backlog += len(data)
+        self.conn.backlog += len(data)
+        self.list_ready()
+        self.conn.check_backlog(alone)
+
+    def list_ready(self) -> None:
+        """Have the connection call ``push`` as soon as it has room, if our own window has."""
+        if self.backlog and not self._listed and self.conn.peer_window + self.delta > 0:
+            self._listed = True
+            conn = self.conn
+            conn.ready.append(self)
+            if conn.quiet and conn.room > 0:
+                conn.wake()
+
+    def push(self) -> None:
+        """Send one frame of the backlog; called by the connection while it has room."""
+        self._listed = False
+        conn = self.conn
+        size = min(conn.room, conn.peer_window + self.delta, conn.peer_frame, self.backlog)
+        if size <= 0:
+            return
+        conn.room -= size
+        self.delta -= size
+        self.backlog -= size
+        conn.backlog -= size
+        conn.out += (_pack(size << 8, 0, self.sid), self._cut(size))
+        if self.backlog:
+            self.list_ready()
+        elif self._tail is not None:
+            self._close(self._tail)
+            return
+        if self.backlog <= conn.limits.send_low_water < self.backlog + size:
+            self.drained()
+
+    def _cut(self, size: int) -> bytes:
+        """The first ``size`` bytes of the queue."""
+        queue = self._queue
+        assert queue is not None
+        parts: list[bytes | memoryview] = []
+        while size:
+            first = queue.popleft()
+            if len(first) > size:
+                # A view, so that one large message is not copied once for each frame.
+                view = memoryview(first)
+                queue.appendleft(view[size:])
+                first = view[:size]
+            parts.append(first)
+            size -= len(first)
+        return b"".join(parts)
+
+    def _close(self, tail: bytes) -> None:
+        conn = self.conn
+        conn.out.append(tail)
+        conn.forget(self)
+        if conn.quiet:
+            conn.wake()
+
+    def drop_backlog(self) -> None:
+        self.conn.backlog -= self.backlog
+        self.backlog = 0
+        self._queue = None
+        self._tail = None
+
+    # Receiving.
+
+    def take_window(self, size: int) -> bool:
+        """Account for a DATA frame of ``size`` bytes; False if the peer overran the window."""
+        self.recv_left -= size
+        return self.recv_left >= 0
+
+    def credit(self, size: int) -> None:
+        """Let the peer send more, now that ``size`` bytes are consumed; in half-window steps."""
+        self._owed += size
+        if self._owed > self.conn.limits.stream_window >> 1 and not self.peer_done:
+            self.recv_left += self._owed
+            self.conn.send(window_update(self.sid, self._owed))
+            self._owed = 0
