@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections import deque
 
 from kvorum.raft.errors import InvariantViolation
-from kvorum.raft.types import NO_INDEX, NO_LIMIT, _Labelled
+from kvorum.raft.types import NO_INDEX, NO_LIMIT, Labelled
 from kvorum.types import Index
 
 
-class ProgressState(_Labelled):
+class ProgressState(Labelled):
     """How a leader treats a member; see the module's text."""
 
     PROBE = 0

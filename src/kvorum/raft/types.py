@@ -31,7 +31,7 @@ NO_TERM: Final = Term(0)
 NO_INDEX: Final = Index(0)
 
 
-class _Labelled(IntEnum):
+class Labelled(IntEnum):
     """An integer of the wire that prints as etcd's logs name it, such as ``MsgVoteResp``."""
 
     @property
@@ -49,12 +49,13 @@ _PREFIX: Final = {
     "EntryType": "Entry",
     "MsgType": "Msg",
     "StateType": "State",
+    "ProgressState": "State",
     "ConfChangeType": "ConfChange",
     "ConfChangeTransition": "ConfChangeTransition",
 }
 
 
-class EntryType(_Labelled):
+class EntryType(Labelled):
     """What an entry's data is."""
 
     NORMAL = 0
@@ -62,7 +63,7 @@ class EntryType(_Labelled):
     CONF_CHANGE_V2 = 2
 
 
-class MsgType(_Labelled):
+class MsgType(Labelled):
     """What a message asks for or answers, as numbered on the wire."""
 
     HUP = 0
@@ -121,7 +122,7 @@ RESPONSE_MSGS: Final = frozenset(
 """Messages that only a member of the configuration may send."""
 
 
-class StateType(_Labelled):
+class StateType(Labelled):
     """A member's role (section 5.1 of the Raft paper; pre-candidate: thesis, section 9.6)."""
 
     FOLLOWER = 0
@@ -130,7 +131,7 @@ class StateType(_Labelled):
     PRE_CANDIDATE = 3
 
 
-class ConfChangeType(_Labelled):
+class ConfChangeType(Labelled):
     """What happens to one member."""
 
     ADD_NODE = 0
@@ -139,7 +140,7 @@ class ConfChangeType(_Labelled):
     ADD_LEARNER_NODE = 3
 
 
-class ConfChangeTransition(_Labelled):
+class ConfChangeTransition(Labelled):
     """How a configuration change passes through a joint configuration (thesis, section 4.3)."""
 
     AUTO = 0
