@@ -1,0 +1,164 @@
+"""A member inside a Python program.
+
+::
+
+    config = kvorum.embed.config(data_dir="/var/lib/kvorum")
+    async with kvorum.embed.Member(config):
+        ...  # any etcd client can use http://localhost:2379 now
+
+A program runs the member on its own event loop (uvloop makes it twice as fast) and may run several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self
+
+from kvorum.api.health import HealthService
+from kvorum.api.http import HttpService
+from kvorum.api.services import build_methods
+from kvorum.config import ServerConfig, make
+from kvorum.config.urls import URL
+from kvorum.h2 import GrpcServer, Limits
+from kvorum.log import get_logger
+from kvorum.server.errors import StartError
+from kvorum.server.server import GRPC_OVERHEAD, Server
+from kvorum.telemetry import Telemetry
+
+__all__ = ["Member", "ServerConfig", "config"]
+
+DRAIN_SECONDS: Final = 2.0
+_BACKLOG: Final = 1024
+
+config = make
+
+lg = get_logger()
+
+
+class Member:
+    """One member: its server and its listeners. Belongs to the event loop that it is started on."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.telemetry = Telemetry()
+        self._server: Server | None = None
+        self._listener: GrpcServer | None = None
+        self._health = HealthService()
+        self._sockets: list[socket.socket] = []
+
+    @property
+    def server(self) -> Server:
+        """The server inside, from `start` on."""
+        assert self._server is not None, "the member was not started"
+        return self._server
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Open the data directory, take part in consensus, and then let clients in.
+
+        Raises:
+            StartError, WALError, BackendError: the member cannot run; nothing is left open.
+        """
+        try:
+            bound = [(url, self._bind(url)) for url in self.config.listen_client_urls]
+            self._server = Server(self.config, self.telemetry)
+            self.server.start()
+            await self._until_ready()
+            self._listener = self._build_listener()
+            for url, listening in bound:
+                await self._listener.listen(sock=listening)
+                address = str(url)
+                lg.info("serving client traffic insecurely", traffic="grpc+http", address=address)
+        except BaseException:
+            await self.stop()
+            raise
+        self._health.set_serving(True)
+
+    async def _until_ready(self) -> None:
+        ready = asyncio.ensure_future(self.server.ready.wait())
+        failure = self.server.failure
+        failure.add_done_callback(lambda _: ready.cancel())
+        try:
+            await ready
+        except asyncio.CancelledError:
+            if failure.done():
+                raise failure.result() from None
+            raise
+        lg.info("ready to serve client requests")
+
+    def _bind(self, url: URL) -> socket.socket:
+        try:
+            listening = _listening_socket(url, reuse_port=self.config.socket_reuse_port)
+        except OSError as error:
+            raise StartError(f"listen {url}: {error.strerror or error}") from error
+        self._sockets.append(listening)
+        return listening
+
+    def _build_listener(self) -> GrpcServer:
+        config = self.config
+        limits = Limits(
+            max_receive_message=config.max_request_bytes + GRPC_OVERHEAD,
+            max_concurrent_streams=config.max_concurrent_streams,
+            keepalive_interval=config.grpc_keepalive_interval,
+            keepalive_timeout=config.grpc_keepalive_timeout,
+            keepalive_min_time=config.grpc_keepalive_min_time,
+        )
+        return GrpcServer(
+            build_methods(self.server, self._health),
+            http_handler=HttpService(self.server, self.telemetry).handle,
+            limits=limits,
+            report=self.server.failed,
+        )
+
+    async def stop(self) -> None:
+        """Let calls in flight finish for a moment, then bring everything to disk and close."""
+        self._health.set_serving(False)
+        if self._listener is not None:
+            await self._listener.drain(DRAIN_SECONDS)
+        if self._server is not None:
+            await self._server.stop()
+        if self._listener is not None:
+            self._listener.close()
+        for listening in self._sockets:
+            listening.close()
+        self._sockets.clear()
+
+    async def wait_fatal(self) -> BaseException:
+        """Return why the member died, when it does."""
+        return await asyncio.shield(self.server.failure)
+
+
+def _listening_socket(url: URL, *, reuse_port: bool) -> socket.socket:
+    if url.is_unix:
+        path = url.path
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(path)
+    else:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(address)
+    listening.listen(_BACKLOG)
+    listening.setblocking(False)
+    return listening

@@ -1,0 +1,7 @@
+"""One member: propose, commit, apply, and what keeps it going.
+
+Reading order: `proposer` gathers requests, `raftnode` drives consensus and the log, `applier`
+carries out what was committed (`ranges`, `txn`), `reads` answers linearizable reads. Around them
+stand `quota`, `expiry`, `compaction`, `autocompact`, `snapshotter` and `publisher`; `bootstrap`
+opens a data directory, and `server` owns all of it.
+"""

@@ -1,0 +1,241 @@
+"""Opens a data directory: a new one, one of our own, or one that etcd left behind.
+
+The result is everything that the server is built on: the log read, the backend opened, and the
+raft storage filled from where the backend stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvorum.backend import FILE_NAME, Backend
+from kvorum.config import ServerConfig
+from kvorum.log import get_logger
+from kvorum.membership import Cluster, Member, cluster_id, member_id
+from kvorum.pb import etcdserverpb as pb
+from kvorum.raft.codec import encode_conf_change
+from kvorum.raft.storage import MemoryStorage
+from kvorum.raft.types import (
+    ConfChange,
+    ConfChangeType,
+    ConfState,
+    Entry,
+    HardState,
+    Snapshot,
+    SnapshotMetadata,
+)
+from kvorum.server.errors import BadDataDirectory, BadInitialCluster
+from kvorum.server.goimport import GO_FILE_NAME, import_go_database
+from kvorum.server.meta import read_applied
+from kvorum.snap import NoSnapshot
+from kvorum.snap import Snapshotter as SnapFiles
+from kvorum.types import Index, MemberID, Term
+from kvorum.wal import (
+    START,
+    WAL,
+    ReadResult,
+    SnapshotNotFound,
+    SnapshotRecord,
+    exists,
+    open_log,
+    valid_snapshots,
+)
+
+lg = get_logger()
+
+
+@dataclass(slots=True)
+class Booted:
+    """A data directory, open. ``applied`` and ``term`` are those of the last entry that the backend
+    covers; the entries after it are in ``storage`` and will be handed out again."""
+
+    member: MemberID
+    cluster: Cluster
+    backend: Backend
+    wal: WAL
+    snapshots: SnapFiles
+    storage: MemoryStorage
+    applied: Index
+    term: Term
+    snapshot_index: Index
+
+
+def bootstrap(config: ServerConfig, loop: asyncio.AbstractEventLoop) -> Booted:
+    """Open the data directory, and begin a cluster of one if it is new.
+
+    Raises:
+        BadDataDirectory, BadInitialCluster: it cannot be used, or not with this configuration.
+        WALError, BackendError: a file cannot be opened, is damaged, or is in use.
+    """
+    snap = Path(config.snap_dir)
+    wal = Path(config.wal_path)
+    _make_directories(Path(config.data_dir), snap, wal.parent)
+    if exists(wal):
+        return _restart(config, loop, wal, snap)
+    if (snap / FILE_NAME).exists():
+        raise BadDataDirectory(
+            f"{snap / FILE_NAME} holds a database, but there is no log in {wal}: restore the log,"
+            " name its directory with --wal-dir, or begin with an empty data directory"
+        )
+    return _create(config, loop, wal, snap)
+
+
+def _make_directories(*directories: Path) -> None:
+    for directory in directories:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadDataDirectory(f"cannot make {directory}: {error.strerror}") from error
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise BadDataDirectory(f"cannot write to {directory}")
+
+
+def _open_backend(config: ServerConfig, loop: asyncio.AbstractEventLoop, snap: Path) -> Backend:
+    return Backend(
+        snap / FILE_NAME,
+        loop=loop,
+        batch_interval=config.backend_batch_interval,
+        batch_limit=config.backend_batch_limit,
+    )
+
+
+def _create(
+    config: ServerConfig, loop: asyncio.AbstractEventLoop, wal_path: Path, snap: Path
+) -> Booted:
+    member, cluster_number = _first_members(config)
+    metadata = pb.Metadata(NodeID=member.id, ClusterID=cluster_number)
+    # The backend first: a directory that has a log counts as begun.
+    backend = _open_backend(config, loop, snap)
+    wal = WAL.create(wal_path, metadata.SerializeToString(), unsafe_no_fsync=config.unsafe_no_fsync)
+    change = ConfChange(ConfChangeType.ADD_NODE, member.id, member.to_json())
+    entry = Entry(Term(1), Index(1), *encode_conf_change(change))
+    state = HardState(Term(1), member.id, Index(1))
+    wal.write(wal.encode(state, [entry]))
+    storage = MemoryStorage()
+    storage.set_hard_state(state)
+    storage.append([entry])
+    lg.info(
+        "starting a new cluster",
+        local_member_id=f"{member.id:x}",
+        cluster_id=f"{cluster_number:x}",
+        initial_cluster=config.initial_cluster,
+    )
+    return Booted(
+        member=member.id,
+        cluster=Cluster(cluster_number, member.id, backend),
+        backend=backend,
+        wal=wal,
+        snapshots=SnapFiles(snap),
+        storage=storage,
+        applied=Index(0),
+        term=Term(0),
+        snapshot_index=Index(0),
+    )
+
+
+def _first_members(config: ServerConfig) -> tuple[Member, int]:
+    """This member, and the id of the cluster it begins."""
+    members = config.initial_members
+    own = members.get(config.name)
+    if own is None:
+        raise BadInitialCluster(f'couldn\'t find local name "{config.name}" in --initial-cluster')
+    if len(members) > 1:
+        raise BadInitialCluster(
+            "--initial-cluster names more than one member; this version runs clusters of one"
+        )
+    peer_urls = tuple(sorted(str(url) for url in own))
+    identity = member_id(peer_urls, config.initial_cluster_token)
+    return Member(identity, peer_urls, config.name), cluster_id([identity])
+
+
+def _restart(
+    config: ServerConfig, loop: asyncio.AbstractEventLoop, wal_path: Path, snap: Path
+) -> Booted:
+    snapshots = SnapFiles(snap)
+    if not (snap / FILE_NAME).exists() and (snap / GO_FILE_NAME).exists():
+        import_go_database(snap / GO_FILE_NAME, snap / FILE_NAME)
+    wal, log, start = _open_newest(wal_path, snapshots, no_fsync=config.unsafe_no_fsync)
+    try:
+        backend = _open_backend(config, loop, snap)
+    except BaseException:
+        wal.close()
+        raise
+    metadata = pb.Metadata.FromString(log.metadata)
+    cluster = Cluster(metadata.ClusterID, MemberID(metadata.NodeID), backend)
+    cluster.restore()
+    applied, term = read_applied(backend)
+    _check_agreement(log, start, applied)
+    lg.info(
+        "restarting local member",
+        local_member_id=f"{metadata.NodeID:x}",
+        cluster_id=f"{metadata.ClusterID:x}",
+        commit_index=log.hard_state.commit,
+        applied_index=applied,
+        snapshot_index=start.index,
+    )
+    return Booted(
+        member=MemberID(metadata.NodeID),
+        cluster=cluster,
+        backend=backend,
+        wal=wal,
+        snapshots=snapshots,
+        storage=_fill_storage(log, start, cluster, applied),
+        applied=applied,
+        term=term,
+        snapshot_index=start.index,
+    )
+
+
+def _open_newest(
+    wal_path: Path, snapshots: SnapFiles, *, no_fsync: bool
+) -> tuple[WAL, ReadResult, SnapshotRecord]:
+    """The log from the newest snapshot on that it vouches for.
+
+    The newest ``.snap`` file saves searching the log. If there is none, or its record never
+    reached the log, or lies above what was committed, then the log itself is asked, as etcd does.
+    """
+    with suppress(NoSnapshot, SnapshotNotFound):
+        record = SnapshotRecord.of(snapshots.load_newest().metadata)
+        wal, log = open_log(wal_path, record, unsafe_no_fsync=no_fsync)
+        if record.index <= log.hard_state.commit:
+            return wal, log, record
+        wal.close()
+    recorded = valid_snapshots(wal_path)
+    record = recorded[-1] if recorded else START
+    wal, log = open_log(wal_path, record, unsafe_no_fsync=no_fsync)
+    return wal, log, record
+
+
+def _check_agreement(log: ReadResult, start: SnapshotRecord, applied: Index) -> None:
+    """The backend never runs ahead of the log, nor falls behind the snapshot: every entry is
+    synced before it is applied, and a snapshot is taken of what the backend has committed."""
+    last = start.index + len(log.entries)
+    if applied > last:
+        raise BadDataDirectory(
+            f"the log ends at entry {last}, but the database holds the result of entry {applied}:"
+            " the log was truncated, or is not the log of this database. Restore from a snapshot,"
+            " or remove this member and add it again"
+        )
+    if applied < start.index:
+        raise BadDataDirectory(
+            f"the database ends at entry {applied}, before the snapshot at entry {start.index}:"
+            " it is not the database of this log"
+        )
+
+
+def _fill_storage(
+    log: ReadResult, start: SnapshotRecord, cluster: Cluster, applied: Index
+) -> MemoryStorage:
+    """Raft's view of the log. The configuration is that of the member list, as of ``applied``."""
+    storage = MemoryStorage()
+    conf_state = ConfState(tuple(cluster.voters()), tuple(cluster.learners()))
+    storage.apply_snapshot(Snapshot(metadata=SnapshotMetadata(conf_state, start.index, start.term)))
+    storage.append(log.entries)
+    state = log.hard_state
+    # What was applied was committed, though the commit index need not have been synced.
+    storage.set_hard_state(HardState(state.term, state.vote, max(state.commit, applied)))
+    return storage

@@ -1,0 +1,19 @@
+"""Why a member cannot start, or cannot go on."""
+
+from __future__ import annotations
+
+
+class StartError(Exception):
+    """The member cannot start as things are; the text says what is wrong and how to mend it."""
+
+
+class BadDataDirectory(StartError):
+    """What the data directory holds does not fit together, or cannot be used."""
+
+
+class BadInitialCluster(StartError):
+    """The configuration names no cluster that this member could begin."""
+
+
+class Died(Exception):
+    """A running member had to stop: its disk failed, or its state cannot be trusted any more."""

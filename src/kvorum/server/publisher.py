@@ -1,0 +1,90 @@
+"""What a member says of itself through the log once there is a leader.
+
+Its name and client URLs, until they are applied: only then does it count as ready. And, as the
+leader, the cluster version: the lowest etcd version that all members speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from kvorum import failpoint
+from kvorum.log import get_logger
+from kvorum.membership import Cluster
+from kvorum.pb import membershippb
+from kvorum.server.proposer import Proposer, Told
+from kvorum.types import MemberID
+from kvorum.version import ETCD_VERSION
+
+CLUSTER_VERSION: Final = ETCD_VERSION.rpartition(".")[0] + ".0"
+
+lg = get_logger()
+
+
+class Publisher:
+    """Publishes; `leader_changed` tries, and tries again after a failure."""
+
+    def __init__(
+        self,
+        *,
+        member: MemberID,
+        name: str,
+        client_urls: tuple[str, ...],
+        cluster: Cluster,
+        proposer: Proposer,
+        ready: Callable[[], None],
+    ) -> None:
+        self.published = False
+        self._member = member
+        self._name = name
+        self._client_urls = client_urls
+        self._cluster = cluster
+        self._proposer = proposer
+        self._ready = ready
+        self._publishing = False
+        self._setting_version = False
+
+    def leader_changed(self, *, is_leader: bool) -> None:
+        """There is a leader, perhaps a new one."""
+        if not self.published and not self._publishing:
+            self._publish()
+        if is_leader and not self._setting_version and self._cluster.version != CLUSTER_VERSION:
+            self._set_version()
+
+    def _publish(self) -> None:
+        if failpoint.active:
+            failpoint.hit("beforePublishing")
+        self._publishing = True
+        attributes = membershippb.Attributes(name=self._name, client_urls=self._client_urls)
+        request = membershippb.ClusterMemberAttrSetRequest(
+            member_ID=self._member, member_attributes=attributes
+        )
+        self._propose("cluster_member_attr_set", request, self._publish_done)
+
+    def _publish_done(self, error: str) -> None:
+        self._publishing = False
+        if error:
+            lg.warn("failed to publish local member to cluster through raft", error=error)
+            return
+        self.published = True
+        lg.info(
+            "published local member to cluster through raft",
+            local_member_id=f"{self._member:x}",
+            local_member_attributes={"Name": self._name, "ClientURLs": list(self._client_urls)},
+            cluster_id=f"{self._cluster.id:x}",
+        )
+        self._ready()
+
+    def _set_version(self) -> None:
+        self._setting_version = True
+        request = membershippb.ClusterVersionSetRequest(ver=CLUSTER_VERSION)
+        self._propose("cluster_version_set", request, self._version_done)
+
+    def _version_done(self, error: str) -> None:
+        self._setting_version = False
+        if error:
+            lg.warn("failed to update cluster version", error=error)
+
+    def _propose(self, kind: str, request: Any, done: Callable[[str], None]) -> None:
+        self._proposer.propose(kind, request.SerializeToString(), request, Told(done))

@@ -1,0 +1,87 @@
+"""Requests in the raft log: which kinds there are, and their bytes.
+
+A log entry holds an InternalRaftRequest: a header with the request's id, and one request of one
+kind. A client's request goes in byte for byte as it came.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from kvorum.pb import etcdserverpb as pb
+from kvorum.pb.wire import MORE14, delimited, int64_field, tag, varint
+from kvorum.types import MemberID
+
+_FIELDS: Final = {
+    field.name: field
+    for field in pb.InternalRaftRequest.DESCRIPTOR.fields
+    if field.name not in ("ID", "header")
+}
+TAGS: Final = {name: tag(field.number, 2) for name, field in _FIELDS.items()}
+"""The key bytes of each kind of request, by its name: ``put``, ``txn``, ``lease_grant`` ..."""
+
+_HEADER_TAG: Final = tag(100, 2)
+
+
+class RequestIds:
+    """Ids no other request of the cluster has: the low 16 bits of the member id, then a counter
+    that starts from the clock, so that a restarted member does not repeat itself
+    (etcd's idutil layout: 40 bits of milliseconds, 8 bits of count).
+    """
+
+    __slots__ = ("_count", "_high", "_upper", "_upper_bytes")
+
+    def __init__(self, member: MemberID, unix_ms: int) -> None:
+        self._high = (member & 0xFFFF) << 48
+        self._count = (unix_ms & ((1 << 40) - 1)) << 8
+        self._upper = -1
+        self._upper_bytes = b""
+
+    def next(self) -> int:
+        self._count = (self._count + 1) & ((1 << 48) - 1)
+        return self._high | self._count
+
+    def encode(self, request_id: int) -> bytes:
+        """The varint of an id. All but its last 14 bits stay the same for 16,384 ids in a row."""
+        upper = request_id >> 14
+        if upper != self._upper:
+            self._upper = upper
+            self._upper_bytes = varint(upper)
+        return MORE14[request_id & 16383] + self._upper_bytes
+
+
+def encode_request(
+    kind: str, message: bytes, request_id: bytes, user: str = "", auth_revision: int = 0
+) -> bytes:
+    """An InternalRaftRequest around an already encoded request.
+
+    ``request_id`` is the varint that `RequestIds.encode` gives.
+    """
+    header = b"\x08" + request_id
+    if user:
+        header += delimited(2, user.encode()) + int64_field(3, auth_revision)
+    return b"%b%b%b%b%b%b" % (
+        TAGS[kind],
+        varint(len(message)),
+        message,
+        _HEADER_TAG,
+        varint(len(header)),
+        header,
+    )
+
+
+def decode_request(data: bytes) -> tuple[int, str, Any] | None:
+    """The id, kind and message of a log entry; None for one that is no InternalRaftRequest (a v2
+    request of etcd 3.5, which has no header).
+
+    Raises:
+        ValueError: the entry holds no request, or more than one.
+        google.protobuf.message.DecodeError: the bytes do not parse.
+    """
+    request = pb.InternalRaftRequest.FromString(data)
+    if not request.HasField("header"):
+        return None
+    kinds = [(f.name, value) for f, value in request.ListFields() if f.name in TAGS]
+    if len(kinds) != 1:
+        raise ValueError(f"a log entry with {len(kinds)} requests: {[name for name, _ in kinds]}")
+    return request.header.ID or request.ID, kinds[0][0], kinds[0][1]

@@ -1,0 +1,386 @@
+"""One member's server: owns every part, connects them, starts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from kvorum import errors
+from kvorum.alarm import AlarmStore
+from kvorum.config import ServerConfig, compaction_retention
+from kvorum.errors import Code, EtcdError
+from kvorum.lease.lessor import Lessor, LessorLimits
+from kvorum.log import get_logger
+from kvorum.mvcc.store import Store
+from kvorum.mvcc.watch import WatchHub, WatchLimits
+from kvorum.mvcc.watch_source import StoreHistory
+from kvorum.pb import etcdserverpb as pb
+from kvorum.raft.config import Config as RaftConfig
+from kvorum.raft.rawnode import RawNode
+from kvorum.raft.types import ConfState
+from kvorum.server.applier import Applier
+from kvorum.server.autocompact import AutoCompactor
+from kvorum.server.bootstrap import Booted, bootstrap
+from kvorum.server.compaction import Compactions
+from kvorum.server.diskthread import DiskThread
+from kvorum.server.expiry import INTERVAL as EXPIRY_INTERVAL
+from kvorum.server.expiry import LeaseExpiry
+from kvorum.server.header import HeaderWriter
+from kvorum.server.meta import (
+    read_storage_version,
+    write_applied,
+    write_conf_state,
+    write_storage_version,
+)
+from kvorum.server.proposer import Caller, Ignored, Proposer, Told, fail
+from kvorum.server.publisher import CLUSTER_VERSION, Publisher
+from kvorum.server.quota import Quota
+from kvorum.server.raftnode import RaftNode
+from kvorum.server.reads import ReadGate
+from kvorum.server.request import RequestIds
+from kvorum.server.snapshotter import PURGE_INTERVAL, SnapshotTaker
+from kvorum.telemetry import Telemetry
+from kvorum.types import Index, MemberID, Revision, Term
+from kvorum.wal import WriteTimes
+
+SWEEP_INTERVAL: Final = 0.5
+GRPC_OVERHEAD: Final = 512 * 1024
+"""Bytes by which a gRPC message may exceed ``--max-request-bytes``, as in etcd."""
+
+lg = get_logger()
+
+
+class Server:
+    """A member without its listeners. Made on a running loop; `start` begins to serve, `ready` is
+    set once the cluster knows this member, `failure` gets the reason if it cannot go on.
+    """
+
+    def __init__(self, config: ServerConfig, telemetry: Telemetry) -> None:
+        """Open the data directory and put the parts together.
+
+        Raises:
+            StartError, WALError, BackendError: the data directory cannot be used.
+        """
+        self.config = config
+        self.telemetry = telemetry
+        self.loop = asyncio.get_running_loop()
+        self.ready = asyncio.Event()
+        self.failure: asyncio.Future[BaseException] = self.loop.create_future()
+        booted = bootstrap(config, self.loop)
+        self._wal = booted.wal
+        self._disk = DiskThread("kvorum-wal", self.loop)
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._frozen = (Index(0), Term(0), ConfState())
+        self._stopping = False
+        self.id: MemberID = booted.member
+        self.cluster = booted.cluster
+        self.backend = booted.backend
+        self.storage_version = read_storage_version(self.backend)
+        self._build_state(booted)
+        self._build_consensus(booted)
+        self._build_upkeep(booted)
+
+    def _build_state(self, booted: Booted) -> None:
+        """What entries are applied to: store, leases, alarms."""
+        config = self.config
+        backend = self.backend
+        self.lessor = Lessor(
+            lambda key, value: backend.put("lease", key, value),
+            lambda key: backend.delete("lease", key),
+            limits=LessorLimits(min_ttl=math.ceil(1.5 * config.election_timeout / 1000)),
+            checkpoints=config.feature_gates.enabled("LeaseCheckpoint"),
+            metrics=self.telemetry.lease,
+        )
+        self.lessor.restore(value for _, value in backend.range("lease", b"", None))
+        self.store = Store(backend, self.lessor)
+        self.store.restore()
+        self.alarms = AlarmStore(self.backend)
+        self.alarms.restore()
+        self.quota = Quota(self.backend, config.quota_backend_bytes)
+        self.header = HeaderWriter(self.cluster.id, self.id)
+        self.hub = WatchHub(
+            StoreHistory(self.store),
+            self.header.field,
+            limits=WatchLimits(
+                fragment_bytes=config.max_request_bytes + GRPC_OVERHEAD,
+                progress_interval=config.watch_progress_notify_interval,
+            ),
+            metrics=self.telemetry.mvcc,
+            wake=self._wake_watches,
+            now=self.loop.time(),
+        )
+
+    def _build_consensus(self, booted: Booted) -> None:
+        """The write path and the read path."""
+        config, loop = self.config, self.loop
+        self.proposer = Proposer(
+            RequestIds(self.id, int(time.time() * 1000)),
+            max_request_bytes=config.max_request_bytes,
+            wake=lambda: self.raft.wake(),
+            clock=loop.time,
+        )
+        self.reads = ReadGate(
+            next_id=self.proposer.ids.next,
+            ask=lambda context: self.raft.ask_read_index(context),
+            wake=lambda: self.raft.wake(),
+            clock=loop.time,
+        )
+        self.applier = Applier(
+            store=self.store,
+            lessor=self.lessor,
+            alarms=self.alarms,
+            cluster=self.cluster,
+            quota=self.quota,
+            header=self.header,
+            proposer=self.proposer,
+            observer=self,
+        )
+        self.applier.index, self.applier.term = booted.applied, booted.term
+        self.applier.conf_state = booted.storage.initial_state()[1]
+        node = RawNode(
+            RaftConfig(
+                id=self.id,
+                storage=booted.storage,
+                applied=booted.applied,
+                election_tick=config.election_ticks,
+                async_storage_writes=True,
+                check_quorum=True,
+                pre_vote=config.pre_vote,
+            )
+        )
+        self.raft = RaftNode(
+            member=self.id,
+            node=node,
+            storage=booted.storage,
+            wal=booted.wal,
+            disk=self._disk,
+            applier=self.applier,
+            proposer=self.proposer,
+            reads=self.reads,
+            observer=self,
+            loop=loop,
+        )
+
+    def _build_upkeep(self, booted: Booted) -> None:
+        """What goes on beside the requests."""
+        config, loop = self.config, self.loop
+        self.backend.pre_commit = self._before_commit
+        self.backend.on_commit = self._after_commit
+        self.backend.on_fatal = self.failed
+        self.compactions = Compactions(
+            self.store,
+            batch_limit=config.compaction_batch_limit,
+            pause=config.compaction_sleep_interval,
+            loop=loop,
+            failed=self.failed,
+        )
+        self.expiry = LeaseExpiry(
+            self.lessor, self.proposer, checkpoints=config.feature_gates.enabled("LeaseCheckpoint")
+        )
+        self._snapshotter = SnapshotTaker(
+            files=booted.snapshots,
+            wal=booted.wal,
+            disk=self._disk,
+            raft=self.raft,
+            storage=booted.storage,
+            cluster=self.cluster,
+            count=config.snapshot_count,
+            keep=config.snapshot_catchup_entries,
+            last=booted.snapshot_index,
+            failed=self.failed,
+        )
+        self._publisher = Publisher(
+            member=self.id,
+            name=config.name,
+            client_urls=tuple(str(url) for url in config.advertise_client_urls),
+            cluster=self.cluster,
+            proposer=self.proposer,
+            ready=self.ready.set,
+        )
+        self._autocompactor = AutoCompactor.of(
+            config.auto_compaction_mode, compaction_retention(config), self
+        )
+
+    # Starting and stopping
+
+    def start(self) -> None:
+        """Replay what the backend does not hold yet, take part in consensus, begin the upkeep."""
+        self.raft.start()
+        if self.store.compactions:
+            self.compactions.start()
+        self._every(self.config.tick, self.raft.tick)
+        self._every(SWEEP_INTERVAL, self._sweep)
+        self._every(EXPIRY_INTERVAL, self._expire_leases)
+        self._every(PURGE_INTERVAL, self._purge)
+        self._every(1.0, lambda: self.hub.tick(self.loop.time()))
+        if self._autocompactor is not None:
+            self._every(self._autocompactor.interval, self._autocompactor.check)
+
+    def _every(self, seconds: float, work: Callable[[], None]) -> None:
+        """Call ``work`` at an interval; a call that was late does not make the next ones early."""
+        name = repr(work)
+
+        def call() -> None:
+            self._timers[name] = self.loop.call_later(seconds, call)
+            work()
+
+        self._timers[name] = self.loop.call_later(seconds, call)
+
+    async def stop(self) -> None:
+        """Refuse what is waiting, bring everything to disk, and let the files go."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self.proposer.close(errors.Stopped)
+        self.reads.close(errors.Stopped)
+        self.raft.stop()
+        await self.compactions.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        healthy = not self.failure.done()
+        if healthy:
+            self.raft.log_state()
+        self._disk.close()
+        if healthy:
+            await self.backend.commit()
+        self._wal.close()
+        self.backend.close()
+
+    def failed(self, error: BaseException) -> None:
+        """Something happened after which nothing may be acknowledged any more."""
+        if not self.failure.done():
+            lg.error("the member cannot go on", error=str(error))
+            self.proposer.close(errors.Stopped)
+            self.reads.close(errors.Stopped)
+            self.raft.stop()
+            self.failure.set_result(error)
+
+    # What the driver of consensus reports
+
+    def leader_changed(self, leader: MemberID, *, is_leader: bool, term: Term) -> None:
+        self.header.set_term(term)
+        if not is_leader and self.lessor.primary:
+            self.lessor.demote()
+        if leader:
+            self._publisher.leader_changed(is_leader=is_leader)
+
+    def term_begun(self, term: Term) -> None:
+        """A leader's first entry was applied. If it is our own, all entries of former terms were
+        applied too, and from here on time passes for the leases."""
+        if self.raft.is_leader and term == self.raft.term:
+            self.lessor.promote(self.now(), self.config.election_timeout / 1000)
+
+    def applied(self) -> None:
+        """A batch was applied: show it to those who watch, and start what it made necessary."""
+        store = self.store
+        if store.changes:
+            changes, store.changes = store.changes, []
+            self.hub.notify(changes)
+        if store.compactions and not self.compactions.running:
+            self.compactions.start()
+        if self.cluster.version != self.storage_version:
+            self._migrate_storage()
+
+    def logged(self, times: WriteTimes, size: int) -> None:
+        disk = self.telemetry.disk
+        disk.wal_write.observe(times.write)
+        disk.wal_fsync.observe(times.sync)
+        disk.wal_bytes.value += size
+
+    def _wake_watches(self) -> None:
+        self.loop.call_soon(self._sync_watches)
+
+    def _sync_watches(self) -> None:
+        if self.hub.sync_step():
+            self._wake_watches()
+
+    def _migrate_storage(self) -> None:
+        """The storage version follows the cluster version; since 3.6 that is but a new value."""
+        if self.cluster.version == CLUSTER_VERSION:
+            self.storage_version = self.cluster.version
+            write_storage_version(self.backend, self.storage_version)
+            lg.info("updated storage version", new_storage_version=self.storage_version)
+
+    # The backend's commits
+
+    def _before_commit(self) -> None:
+        applier = self.applier
+        self._frozen = (applier.index, applier.term, applier.conf_state)
+        if applier.index:
+            write_applied(self.backend, applier.index, applier.term)
+        if applier.conf_changed:
+            write_conf_state(self.backend, applier.conf_state)
+            applier.conf_changed = False
+
+    def _after_commit(self) -> None:
+        self.quota.refresh()
+        index, term, conf_state = self._frozen
+        self._snapshotter.committed(index, term, conf_state)
+
+    # Upkeep
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        self.proposer.expire(now - self.config.request_timeout)
+        self.reads.expire(now, self.config.request_timeout)
+
+    def _expire_leases(self) -> None:
+        if self.raft.is_leader:
+            self.expiry.check(self.loop.time())
+
+    def _purge(self) -> None:
+        self._snapshotter.purge(self.config.max_snapshots, self.config.max_wals)
+
+    # What the API asks for
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self.loop.time()
+
+    def revision(self) -> Revision:
+        return self.store.rev
+
+    def is_leader(self) -> bool:
+        return self.raft.is_leader
+
+    def compact(self, revision: Revision, done: Callable[[str], None]) -> None:
+        """Propose a compaction; ``done`` gets the error, or "" if there was none."""
+        request = pb.CompactionRequest(revision=revision)
+        self.proposer.propose("compaction", request.SerializeToString(), request, Told(done))
+
+    def raise_no_space(self) -> None:
+        """Propose the NOSPACE alarm of this member."""
+        request = pb.AlarmRequest(
+            memberID=self.id, action=pb.AlarmRequest.ACTIVATE, alarm=pb.NOSPACE
+        )
+        self.proposer.propose("alarm", request.SerializeToString(), request, Ignored())
+
+    async def defragment(self) -> None:
+        """Give the free pages of the database back, while requests go on."""
+        lg.info("starting defragment")
+        await self.backend.defrag()
+        self.quota.refresh()
+        lg.info("finished defragment")
+
+    def run(self, caller: Caller, work: Coroutine[Any, Any, None]) -> None:
+        """Carry out a request that takes its time, and tell the caller if it fails."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except EtcdError as error:
+                fail(caller, error)
+            except Exception as error:
+                lg.warn("failed to carry out a request", error=repr(error))
+                caller.fail(Code.UNKNOWN, str(error))
+
+        task = self.loop.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
