@@ -1,0 +1,221 @@
+"""The database file: an LMDB environment with one named database per bucket.
+
+Opening takes an exclusive flock on the file itself, as etcd does with its own, so that no second
+member uses the directory. All of this may be called from any thread; an LMDB write transaction
+stays in the thread that began it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from kvorum.backend.bucket import Bucket, stored_item, stored_key
+from kvorum.backend.errors import BackendError, CorruptError, LockedError, OpenError
+
+Changes = Mapping[bytes, bytes | None]
+"""What to write to a bucket: the new value of each key, None where it goes away."""
+
+FILE_MODE: Final = 0o600
+MAP_SIZE: Final = 64 << 30
+"""Address space to begin with. It costs nothing but addresses, and is far above any quota in use,
+so that growing it is rare."""
+MIN_MAP_SIZE: Final = 256 << 20
+MAX_READERS: Final = 1024
+LOCK_SUFFIX: Final = "-lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of the file up to the last page ever used, and of these the ones that hold data."""
+
+    total: int
+    in_use: int
+
+
+class Database:
+    """An open database file."""
+
+    def __init__(self, path: Path, *, map_size: int = MAP_SIZE) -> None:
+        """Open, and create if it is not there.
+
+        Raises:
+            LockedError: another process has it.
+            CorruptError: it is not an LMDB file, or of another version, or cut off.
+            OpenError: the directory or file cannot be read or written.
+        """
+        self.path = path
+        self._views = 0
+        self._retired = False
+        self._guard = threading.Lock()
+        self._lock_fd = _lock(path)
+        try:
+            self.env = _open(path, map_size)
+            try:
+                self.dbs = {bucket: self.env.open_db(bucket.encode()) for bucket in Bucket}
+                self._page = self.env.stat()["psize"]
+                self._cover_all_pages()
+                with self.env.begin() as txn:
+                    self.sizes = self._sizes(self._bytes_in_use(txn))
+            except BaseException:
+                self.env.close()
+                raise
+        except lmdb.Error as error:
+            os.close(self._lock_fd)
+            raise _open_error(path, error) from error
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+
+    def _cover_all_pages(self) -> None:
+        """A file that was cut off must not end the process with SIGBUS when the missing pages are
+        touched: filled up with zeros, LMDB finds them damaged. Where the missing pages are free
+        ones, which LMDB need not have written, nothing is lost."""
+        size = (self.env.info()["last_pgno"] + 1) * self._page
+        if os.fstat(self._lock_fd).st_size < size:
+            os.ftruncate(self._lock_fd, size)
+
+    @property
+    def map_size(self) -> int:
+        return self.env.info()["map_size"]
+
+    def write(self, batches: Iterable[tuple[Bucket, Changes]]) -> Sizes:
+        """Write everything in one transaction and sync it; the sizes afterwards.
+
+        Raises:
+            lmdb.MapFullError: the map has to grow first; nothing was written.
+            lmdb.Error: the disk is full or broken; nothing was written.
+        """
+        txn = self.env.begin(write=True)
+        try:
+            for bucket, changes in batches:
+                self._change(txn, bucket, changes)
+            in_use = self._bytes_in_use(txn)
+            txn.commit()
+        except BaseException:
+            txn.abort()
+            raise
+        self.sizes = self._sizes(in_use)
+        return self.sizes
+
+    def _change(self, txn: lmdb.Transaction[bytes], bucket: Bucket, changes: Changes) -> None:
+        db = self.dbs[bucket]
+        if bucket is Bucket.KEY:
+            puts = [(key, value) for key, value in changes.items() if value is not None]
+        else:
+            puts = [stored_item(k, v) for k, v in changes.items() if v is not None]
+        if len(puts) < len(changes):
+            for key in sorted(key for key, value in changes.items() if value is None):
+                txn.delete(stored_key(key), db=db)
+        with txn.cursor(db) as cursor:
+            # Revisions only ever go up, and LMDB fills pages whole when told so. What turns out
+            # not to be past the end is skipped by it, and then written the ordinary way.
+            done = bucket is Bucket.KEY and cursor.putmulti(puts, append=True)[1] == len(puts)
+            if not done:
+                cursor.putmulti(puts)
+
+    def _bytes_in_use(self, txn: lmdb.Transaction[bytes]) -> int:
+        """Of all trees and the two meta pages. LMDB's list of free pages is not readable from
+        here; its own few pages count as free."""
+        stats = [txn.stat(), *(txn.stat(db) for db in self.dbs.values())]
+        pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        return (pages + 2) * self._page
+
+    def _sizes(self, in_use: int) -> Sizes:
+        total = (self.env.info()["last_pgno"] + 1) * self._page
+        return Sizes(total, min(total, in_use))
+
+    def grow(self) -> None:
+        """Double the map. Every open transaction of this environment is lost."""
+        self.env.set_mapsize(self.map_size * 2)
+
+    def acquire(self) -> None:
+        """Count a reader, so that a retired database stays open until it is done."""
+        with self._guard:
+            if self._retired:
+                raise BackendError(f"{self.path} is closed")
+            self._views += 1
+
+    def release(self) -> None:
+        with self._guard:
+            self._views -= 1
+            last = self._retired and self._views == 0
+        if last:
+            self.close()
+
+    @property
+    def views(self) -> int:
+        return self._views
+
+    def retire(self) -> None:
+        """Close as soon as nobody reads any more."""
+        with self._guard:
+            self._retired = True
+            idle = self._views == 0
+        if idle:
+            self.close()
+
+    def close(self) -> None:
+        self.env.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def _lock(path: Path) -> int:
+    """The file, opened (and created) and locked."""
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        except OSError as error:
+            raise OpenError(f"cannot open the database {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise LockedError(f"the database {path} is in use by another process") from None
+        # Between open and lock its owner may have put a defragmented file in its place.
+        if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
+            return fd
+        os.close(fd)
+
+
+def _open(path: Path, map_size: int) -> lmdb.Environment:
+    """With less address space where the process may not have as much."""
+    while True:
+        try:
+            return lmdb.open(
+                os.fspath(path),
+                map_size=map_size,
+                subdir=False,
+                mode=FILE_MODE,
+                max_dbs=len(Bucket),
+                max_readers=MAX_READERS,
+            )
+        except lmdb.MemoryError:
+            if map_size // 2 < max(MIN_MAP_SIZE, path.stat().st_size):
+                raise
+            map_size //= 2
+
+
+def _open_error(path: Path, error: lmdb.Error) -> OpenError:
+    damaged = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError)
+    if isinstance(error, (*damaged, lmdb.PageNotFoundError, lmdb.PanicError)):
+        return CorruptError(f"the database {path} is damaged or not of this kind: {error}")
+    return OpenError(f"cannot open the database {path}: {error}")
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in a directory last."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
