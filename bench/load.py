@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bench.connection import Body, Failure
-from bench.frames import HeaderBlocks
+from bench.frames import HEAD, HeaderBlocks
 from bench.sources import Make, Source
 from bench.wire import LoadError, Loop, Patience, Wire, describe
 
 SAMPLE_EVERY: Final = 1000
 """Of so many stream ids on a connection, one has its reply looked at."""
+
+HEADS: Final = 2 * HEAD.size
 
 MAX_OPEN: Final = 50_000
 """Bound of the requests an open loop keeps waiting before it gives up."""
@@ -53,7 +55,8 @@ class Lane:
     def queue(self, requests: int, began: float, size: int) -> int:
         """Put up to ``requests`` requests into the connection's output, as its window allows.
 
-        Returns how many. The caller sends.
+        Each is one HEADERS and one DATA frame, the latter with at most ``size`` bytes. Returns how
+        many. The caller sends.
         """
         connection = self.wire.connection
         if connection.window < requests * size:
@@ -62,18 +65,23 @@ class Lane:
             return 0
         append = connection.out.append
         make = self.make
+        from_bytes = int.from_bytes
         starts = self.wire.starts
         stream = connection.next_id
         if stream >= self.sample_at:
             self.sample_at = stream + 2 * SAMPLE_EVERY
             connection.sinks[stream] = Body()
             self.samples.add(stream)
+        spent = 0
         for _ in range(requests):
-            append(make(stream))
+            request = make(stream)
+            append(request)
             starts[stream] = began
             stream += 2
+            # All but the two frame heads and the header block, whose length comes first.
+            spent += len(request) - HEADS - from_bytes(request[:3], "big")
         connection.next_id = stream
-        connection.window -= requests * size
+        connection.window -= spent
         return requests
 
 

@@ -124,12 +124,16 @@ class Constant:
 
 
 class Mixed:
-    """Of every ``period`` requests of a connection the last is a write, the others are reads."""
+    """Of every ``period`` requests of a connection the last is a write, the others are reads.
+
+    ``written`` counts the writes that were made.
+    """
 
     def __init__(self, reads: Source, writes: Source, period: int) -> None:
         self._reads = reads
         self._writes = writes
         self._cycle = 2 * period
+        self.written = 0
         self.size = max(reads.size, writes.size)
         self.least = min(reads.least, writes.least)
 
@@ -142,7 +146,10 @@ class Mixed:
         cycle, last = self._cycle, self._cycle - 1
 
         def make(stream: int) -> bytes:
-            return write(stream) if stream % cycle == last else read(stream)
+            if stream % cycle != last:
+                return read(stream)
+            self.written += 1
+            return write(stream)
 
         return make
 

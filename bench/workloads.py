@@ -56,7 +56,7 @@ def nothing(client: Client) -> None:
     """For workloads that begin with an empty store."""
 
 
-def unverified(client: Client, prefix: bytes, good: int) -> None:
+def unverified(client: Client, prefix: bytes, changes: int) -> None:
     """For reads, which leave nothing behind that could be counted."""
 
 
@@ -101,7 +101,9 @@ class Unary:
             record = ClosedLoop(load, self.depth).run(settings.warm_up, settings.seconds, meter)
         finally:
             loop.close()
-        with_client(member, lambda client: self.verify(client, prefix, load.good))
+        # All were answered and none failed, so what was written is what was made.
+        changed = source.written if isinstance(source, sources.Mixed) else load.good
+        with_client(member, lambda client: self.verify(client, prefix, changed))
         return {**sample_of(record, meter), **split(source, record)}
 
 
