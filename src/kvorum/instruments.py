@@ -86,7 +86,7 @@ ChildT = TypeVar("ChildT", Counter, Gauge, Histogram)
 class Family(Generic[ChildT]):
     """A name, its help text and its children by label values; without labels, one child."""
 
-    __slots__ = ("_children", "_make", "help", "kind", "labels", "name")
+    __slots__ = ("_children", "_make", "generation", "help", "kind", "labels", "name")
 
     def __init__(
         self, kind: str, name: str, help: str, labels: tuple[str, ...], make: Callable[[], ChildT]
@@ -97,6 +97,8 @@ class Family(Generic[ChildT]):
         self.labels = labels
         self._make: Callable[[], ChildT] = make
         self._children: dict[tuple[str, ...], ChildT] = {}
+        self.generation = 0
+        """Changes whenever a child comes or goes."""
         if not labels:
             self._children[()] = make()
 
@@ -111,14 +113,17 @@ class Family(Generic[ChildT]):
         assert len(values) == len(self.labels), f"{self.name} has labels {self.labels}: {values}"
         if len(self._children) >= MAX_CHILDREN:
             values = (OVERFLOW,) * len(self.labels)
+        self.generation += 1
         return self._children.setdefault(values, self._make())
 
     def remove(self, *values: str) -> None:
         """Forget the child, so that it is no longer listed."""
         self._children.pop(values, None)
+        self.generation += 1
 
     def clear(self) -> None:
         self._children.clear()
+        self.generation += 1
 
     def children(self) -> list[tuple[tuple[str, ...], ChildT]]:
         """A copy, so that a scrape in another thread may walk it."""
@@ -136,6 +141,8 @@ class AnyFamily(Protocol):
     def help(self) -> str: ...
     @property
     def labels(self) -> tuple[str, ...]: ...
+    @property
+    def generation(self) -> int: ...
     def children(self) -> Sequence[tuple[tuple[str, ...], Counter | Gauge | Histogram]]: ...
 
 
@@ -167,6 +174,12 @@ class Registry:
 
     def gauge(self, name: str, help: str) -> Gauge:
         return self.gauges(name, help).with_labels()
+
+    def sampled(self, kind: str, name: str, help: str, source: Callable[[], float]) -> None:
+        """A counter or gauge without labels that something else keeps; asked at each scrape."""
+        family: Family[Gauge] = Family(kind, name, help, (), Gauge)
+        family.with_labels().follow(source)
+        self._declare(family)
 
     def histograms(
         self, name: str, help: str, bounds: Sequence[float], *labels: str

@@ -53,6 +53,9 @@ class FeatureGates:
             return self.chosen[switch]
         return gate.default
 
+    def __getitem__(self, name: str) -> bool:
+        return self.enabled(name)
+
     def all(self) -> dict[str, bool]:
         return {name: self.enabled(name) for name in sorted(GATES)}
 

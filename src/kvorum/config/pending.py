@@ -55,16 +55,6 @@ def _wants_discovery(config: ServerConfig) -> bool:
     return bool(config.discovery_endpoints or config.discovery_srv)
 
 
-def _listens_on_unix(config: ServerConfig) -> bool:
-    listened = (
-        *config.listen_client_urls,
-        *config.listen_client_http_urls,
-        *config.listen_peer_urls,
-        *config.listen_metrics_urls,
-    )
-    return any(url.is_unix for url in listened)
-
-
 PENDING: Final = (
     Pending("TLS for clients", "--cert-file, --auto-tls, https URLs", _wants_client_tls),
     Pending("TLS between members", "--peer-cert-file, --peer-auto-tls, https", _wants_peer_tls),
@@ -75,7 +65,6 @@ PENDING: Final = (
         lambda config: not config.is_new_cluster,
     ),
     Pending("discovery", "--discovery-endpoints, --discovery-srv", _wants_discovery),
-    Pending("unix sockets", "unix:// URLs", _listens_on_unix),
     Pending(
         "distributed tracing",
         "--enable-distributed-tracing",
