@@ -222,6 +222,35 @@ def test_valid_snapshots_are_those_that_were_committed(log: WAL) -> None:
     found = wal.valid_snapshots(log.directory)
     assert [(s.index, s.term) for s in found] == [(0, 0), (50, 1), (100, 1)]
     assert found[-1].conf_state == ConfState((1,))
+    assert wal.latest_snapshot(log.directory) == found[-1]
+
+
+def test_the_latest_snapshot_is_found_from_the_end(log: WAL) -> None:
+    assert wal.latest_snapshot(log.directory) == wal.START
+    save(log, *(entry(i) for i in range(1, 5)))
+    assert wal.latest_snapshot(log.directory) == wal.START
+    long_log(log, last=100, snapshot_every=40)
+    log.close()
+    names = segment_names(log.directory)
+    first_needed = max(name for name in names if int(name[17:33], 16) <= 80)
+    for name in names:
+        if name < first_needed:  # neither read nor needed
+            (log.directory / name).write_bytes(b"junk")
+    assert wal.latest_snapshot(log.directory) == SnapshotRecord(80, 1, ConfState((1,)))
+    assert len(reopen(log, SnapshotRecord(80, 1)).entries) == 20
+
+
+def test_a_torn_end_hides_no_snapshot_but_an_earlier_one_is_damage(log: WAL) -> None:
+    long_log(log, last=200, snapshot_every=40)
+    log.close()
+    names = segment_names(log.directory)
+    last = log.directory / names[-1]
+    os.truncate(last, wal_layout.segment_records(last)[-1].end - 1)
+    assert wal.latest_snapshot(log.directory).index in (160, 200)
+    for name in names[1:]:
+        os.truncate(log.directory / name, 100)
+    with pytest.raises(wal.UnexpectedEOF, match=names[-2]):
+        wal.latest_snapshot(log.directory)
 
 
 def test_a_snapshot_from_the_leader_ahead_of_the_log(log: WAL) -> None:

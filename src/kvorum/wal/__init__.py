@@ -22,7 +22,7 @@ from kvorum.wal.errors import (
 )
 from kvorum.wal.log import WAL, WriteTimes, open_log
 from kvorum.wal.names import exists
-from kvorum.wal.reading import START, ReadResult, read_log, valid_snapshots
+from kvorum.wal.reading import START, ReadResult, latest_snapshot, read_log, valid_snapshots
 from kvorum.wal.repair import repair
 from kvorum.wal.snapshot import SnapshotRecord
 
@@ -49,6 +49,7 @@ __all__ = [
     "WriteFailed",
     "WriteTimes",
     "exists",
+    "latest_snapshot",
     "open_log",
     "read_log",
     "repair",

@@ -14,23 +14,15 @@ from google_crc32c import extend
 
 from kvorum.raft import codec
 from kvorum.raft.types import EMPTY_HARD_STATE, Entry, HardState
-from kvorum.raft.wire import varint
 from kvorum.wal.names import SegmentName
-from kvorum.wal.record import RecordType, encode_frame, length_word
+from kvorum.wal.record import RecordType, encode_frame
+from kvorum.wal.shapes import FIVE_BYTES, LAST, PAIRS, WriteShapes
 from kvorum.wal.snapshot import SnapshotRecord
 
 SEGMENT_SIZE: Final = 64_000_000
 """Bytes after which the next segment is begun; a segment ends with the batch that reached it."""
 
-# A varint of a checksum that takes five bytes, as 15 of 16 do: two table look-ups and a last byte.
-_FIVE_BYTES: Final = 1 << 28
-_PAIRS: Final = tuple(bytes((i & 0x7F | 0x80, i >> 7 | 0x80)) for i in range(1 << 14))
-_LAST: Final = tuple(bytes((i,)) for i in range(16))
-
-# Entries of one size share all but the checksum and the data. Sizes repeat, so this stays small.
-_Shape = tuple[bytes, bytes, bytes, int]
-_shapes: dict[int, _Shape] = {}
-_MAX_SHAPES: Final = 4096
+_shapes: Final = WriteShapes()
 
 
 class Cut:
@@ -155,17 +147,16 @@ class Encoder:
         """The hot path, about a microsecond an entry: no frame is assembled, only its parts."""
         add = chunks.extend
         encode = codec.encode_entry
-        shape_of = _shapes.get
+        shapes = _shapes
         crc = self.crc
         offset = self.offset
         for entry in entries:
             data = encode(entry)
             crc = extend(crc, data)
-            if crc >= _FIVE_BYTES:
-                length = len(data)
-                head, middle, padding, size = shape_of(length) or _make_shape(length)
-                high = _LAST[crc >> 28]
-                add((head, _PAIRS[crc & 0x3FFF], _PAIRS[crc >> 14 & 0x3FFF], high, middle, data))
+            if crc >= FIVE_BYTES:
+                head, middle, padding, size = shapes[len(data)]
+                high = LAST[crc >> 28]
+                add((head, PAIRS[crc & 0x3FFF], PAIRS[crc >> 14 & 0x3FFF], high, middle, data))
                 if padding:
                     add((padding,))
                 offset += size
@@ -176,15 +167,3 @@ class Encoder:
         self.crc = crc
         self.offset = offset
         self.last_index = entries[-1].index
-
-
-def _make_shape(length: int) -> _Shape:
-    """The fixed parts of the frame of an entry of ``length`` bytes whose checksum takes five."""
-    middle = b"\x1a" + varint(length)
-    record = 3 + 5 + len(middle) + length
-    padding = bytes(-record % 8)
-    shape = (length_word(record) + b"\x08\x02\x10", middle, padding, 8 + record + len(padding))
-    if len(_shapes) >= _MAX_SHAPES:
-        _shapes.clear()
-    _shapes[length] = shape
-    return shape

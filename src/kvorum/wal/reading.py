@@ -140,29 +140,51 @@ def valid_snapshots(directory: Path) -> list[SnapshotRecord]:
     """
     for attempt in range(1, _SCAN_ATTEMPTS + 1):
         try:
-            return _scan_snapshots(directory)
+            with ExitStack() as stack:
+                sources = _open(directory, names.list_segments(directory), stack)
+                snapshots, commit = _scan(sources, may_end_torn=True)
         except FileNotFoundError:  # purged between listing and opening
             if attempt == _SCAN_ATTEMPTS:
                 raise
+        else:
+            return [snapshot for snapshot in snapshots if snapshot.index <= (commit or 0)]
     raise AssertionError("unreachable")
 
 
-def _scan_snapshots(directory: Path) -> list[SnapshotRecord]:
+def latest_snapshot(directory: Path) -> SnapshotRecord:
+    """The last of `valid_snapshots`, or `START`. Reads back from the newest segment, and no
+    further than it must: what lies before is of no use to a member that starts here."""
+    commit: int | None = None
+    segments = names.list_segments(directory)
+    for name in reversed(segments):
+        with ExitStack() as stack:
+            sources = _open(directory, [name], stack)
+            snapshots, own_commit = _scan(sources, may_end_torn=name == segments[-1])
+        commit = own_commit if commit is None else commit
+        if commit is not None:
+            for snapshot in reversed(snapshots):
+                if snapshot.index <= commit:
+                    return snapshot
+    return START
+
+
+def _scan(sources: list[Source], *, may_end_torn: bool) -> tuple[list[SnapshotRecord], int | None]:
+    """(snapshot records, last commit index if any state tells it)."""
     snapshots: list[SnapshotRecord] = []
-    commit = 0
-    with ExitStack() as stack:
-        decoder = Decoder(_open(directory, names.list_segments(directory), stack))
-        try:
-            for kind, data in decoder:
-                if kind == RecordType.SNAPSHOT:
-                    snapshots.append(SnapshotRecord.decode(data))
-                elif kind == RecordType.STATE:
-                    commit = codec.decode_hard_state(data).commit
-        except UnexpectedEOF:
-            pass
-        except ValueError as error:
-            raise CorruptLog(decoder.path, str(error), offset=decoder.offset) from error
-    return [snapshot for snapshot in snapshots if snapshot.index <= commit]
+    commit: int | None = None
+    decoder = Decoder(sources)
+    try:
+        for kind, data in decoder:
+            if kind == RecordType.SNAPSHOT:
+                snapshots.append(SnapshotRecord.decode(data))
+            elif kind == RecordType.STATE:
+                commit = codec.decode_hard_state(data).commit
+    except UnexpectedEOF:
+        if not may_end_torn:
+            raise
+    except ValueError as error:
+        raise CorruptLog(decoder.path, str(error), offset=decoder.offset) from error
+    return snapshots, commit
 
 
 def _open(directory: Path, selected: list[names.SegmentName], stack: ExitStack) -> list[Source]:
