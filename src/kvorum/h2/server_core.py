@@ -45,6 +45,9 @@ _SHARED_HEADS: Final = 1024
 _SHARED_HEAD_SIZE: Final = 2048
 
 
+_FAULTY: Final = RequestHead((), "")
+
+
 class Service:
     """What all connections of a server share."""
 
@@ -65,11 +68,15 @@ class Service:
     def head(self, sid: int, fields: list[Field]) -> RequestHead:
         """The checked head for these fields, found again if it was seen before. Deadlines are kept
         apart, as clients that have one send another value with each call."""
-        at = next((at for at, field in enumerate(fields) if field[0] == b"grpc-timeout"), -1)
-        if at < 0:
+        at = 0
+        for field in fields:
+            if field[0] == b"grpc-timeout":
+                break
+            at += 1
+        else:
             return self._known(sid, fields)
         # A pseudo-header field after it would be malformed, which only the full check sees.
-        if not any(name[:1] == b":" for name, _ in fields[at + 1 : at + 2]):
+        if fields[at + 1 : at + 2] == [] or fields[at + 1][0][:1] != b":":
             head = self._known(sid, fields[:at] + fields[at + 1 :])
             if head.method is not None and head.timeout is None:
                 try:
@@ -159,39 +166,42 @@ class ServerConnection(Endpoint):
             word, flags, sid = _unpack(data, pos)
             body = pos + 9
             stop = body + (word >> 8)
-            # The short path: a known head, then the whole message in one frame that ends the
-            # request. Whatever does not look exactly so is left to the general path.
+            # The short path: a head, then the whole message in one frame that ends the request.
+            # Whatever does not look exactly so is left to the general path.
             if flags == END_HEADERS and word & 0xFF == HEADERS and stop + 14 <= fast_end:
-                head = heads.get(data[body:stop])
-                if head is not None and head.fast is not None:
-                    dword, dflags, dsid, packed, size = _unpack_data(data, stop)
-                    last = stop + 14 + size
-                    if (
-                        dsid == sid
-                        and dword == size + 5 << 8  # type DATA
-                        and dflags == END_STREAM
-                        and packed == 0
-                        and last <= end
-                        and size <= max_size
-                        and sid & 1
-                        and self.last_sid < sid <= MAX_STREAM_ID
-                        and len(streams) < room
-                        and self.accepting
-                    ):
-                        self.last_sid = sid
-                        self.recv_left -= size + 5
-                        method = head.fast
-                        method.started += 1
-                        method.received += 1
-                        streams[sid] = call = Call(self, sid, head, method)
-                        if head.timeout is not None:
-                            deadlines.add(call, self.now, head.timeout)
-                        try:
-                            method.handler(call, data[stop + 14 : last])
-                        except Exception as error:
-                            self._handler_failed(call, error)
-                        pos = last
+                dword, dflags, dsid, packed, size = _unpack_data(data, stop)
+                last = stop + 14 + size
+                if (
+                    dsid == sid
+                    and dword == size + 5 << 8  # type DATA
+                    and dflags == END_STREAM
+                    and packed == 0
+                    and last <= end
+                    and size <= max_size
+                    and sid & 1
+                    and self.last_sid < sid <= MAX_STREAM_ID
+                    and len(streams) < room
+                    and self.accepting
+                ):
+                    head = heads.get(data[body:stop]) or self._learn_now(sid, data[body:stop])
+                    method = head.fast
+                    if method is None:
+                        self._open_slow(sid, head)
+                        pos = stop
                         continue
+                    self.last_sid = sid
+                    self.recv_left -= size + 5
+                    method.started += 1
+                    method.received += 1
+                    streams[sid] = call = Call(self, sid, head, method)
+                    if head.timeout is not None:
+                        deadlines.add(call, self.now, head.timeout)
+                    try:
+                        method.handler(call, data[stop + 14 : last])
+                    except Exception as error:
+                        self._handler_failed(call, error)
+                    pos = last
+                    continue
             used = self._frame_at(data, pos, end)
             if not used or self.closed:
                 break
@@ -255,6 +265,20 @@ class ServerConnection(Endpoint):
                 self._heads.clear()
             self._heads[block] = head
         return head
+
+    def _learn_now(self, sid: int, block: bytes) -> RequestHead:
+        """As ``_learn``, for the short path: a fault is dealt with, and gives ``_FAULTY``."""
+        try:
+            return self._learn(sid, block)
+        except StreamFault as fault:
+            self.stream_fault(fault)
+            return _FAULTY
+
+    def _open_slow(self, sid: int, head: RequestHead) -> None:
+        """The short path has found a head that is not for it."""
+        if head is not _FAULTY:
+            self._accept_sid(sid)
+            self._open(sid, head, False)
 
     def _accept_sid(self, sid: int) -> None:
         if not sid & 1:

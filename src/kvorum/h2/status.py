@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from kvorum.errors import Code
 
-_UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 # The message may hold printable ASCII except the percent sign; the rest is escaped byte by byte.
 _ESCAPED: Final = re.compile(rb"[^ -$&-~]")
@@ -48,19 +48,23 @@ def decode_message(raw: bytes) -> str:
 
 def decode_timeout(raw: bytes) -> float:
     """grpc-timeout in seconds; ValueError with grpc-go's words if it is malformed."""
-    text = raw.decode("latin-1")
-    quoted = go_quote(text)
-    if len(text) < 2:
-        raise ValueError(f"transport: timeout string is too short: {quoted}")
-    if len(text) > 9:
-        raise ValueError(f"transport: timeout string is too long: {quoted}")
-    unit = _UNITS.get(text[-1])
-    if unit is None:
-        raise ValueError(f"transport: timeout unit is not recognized: {quoted}")
-    digits = text[:-1]
-    if not (digits.isascii() and digits.isdigit()):
-        raise ValueError(f"strconv.ParseUint: parsing {go_quote(digits)}: invalid syntax")
+    unit = _UNITS.get(raw[-1:])
+    digits = raw[:-1]
+    if unit is None or not digits.isdigit() or len(digits) > 8:
+        raise ValueError(_bad_timeout(raw))
     return int(digits) * unit
+
+
+def _bad_timeout(raw: bytes) -> str:
+    quoted = go_quote(raw.decode("utf-8", "replace"))
+    if len(raw) < 2:
+        return f"transport: timeout string is too short: {quoted}"
+    if len(raw) > 9:
+        return f"transport: timeout string is too long: {quoted}"
+    if raw[-1:] not in _UNITS:
+        return f"transport: timeout unit is not recognized: {quoted}"
+    digits = go_quote(raw[:-1].decode("utf-8", "replace"))
+    return f"strconv.ParseUint: parsing {digits}: invalid syntax"
 
 
 _MAX_TIMEOUT_DIGITS: Final = 99_999_999
