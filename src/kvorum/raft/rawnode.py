@@ -20,6 +20,7 @@ from kvorum.raft.status import BasicStatus, Status, basic_status, status
 from kvorum.raft.step import step, tick
 from kvorum.raft.types import (
     EMPTY_HARD_STATE,
+    LOCAL_APPLY_THREAD,
     LOCAL_MSGS,
     NONE,
     RESPONSE_MSGS,
@@ -31,7 +32,6 @@ from kvorum.raft.types import (
     Message,
     MsgType,
     StateType,
-    is_local_target,
 )
 from kvorum.types import Index, MemberID, Term
 
@@ -134,7 +134,7 @@ class RawNode:
         ProposalDropped for a proposal that cannot be taken.
         """
         kind = m.type
-        if not is_local_target(m.from_):
+        if m.from_ < LOCAL_APPLY_THREAD:
             if kind in LOCAL_MSGS:
                 raise StepLocalMessage
             if kind in RESPONSE_MSGS and m.from_ not in self.raft.tracker.progress:

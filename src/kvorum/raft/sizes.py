@@ -29,24 +29,26 @@ def entry_size(entry: Entry) -> int:
 
 def entries_size(entries: Sequence[Entry]) -> int:
     """The encoded size of consecutive entries, in bytes."""
-    lengths = [len(entry.data) for entry in entries if not entry.type]
     count = len(entries)
-    if not count:
-        return 0
-    first, last = entries[0], entries[-1]
-    shortest, longest = min(lengths, default=0), max(lengths, default=0)
-    width = varint_size(longest)
-    # Terms and indexes only grow, so that equal sizes at both ends mean equal sizes between.
-    head = 2 + varint_size(last.term) + varint_size(last.index)
-    uniform = (
-        len(lengths) == count
-        and shortest > 0
-        and varint_size(shortest) == width
-        and head == 2 + varint_size(first.term) + varint_size(first.index)
-    )
-    if uniform:
-        return sum(lengths) + count * (head + 1 + width)
+    if count > 4:
+        size = _uniform_size(entries, count)
+        if size:
+            return size
     return sum([entry_size(entry) for entry in entries])
+
+
+def _uniform_size(entries: Sequence[Entry], count: int) -> int:
+    """The same if all entries are plain and take equally many bytes before their data, else 0."""
+    first, last = entries[0], entries[-1]
+    lengths = [len(entry.data) for entry in entries if not entry.type]
+    # Terms and indexes only grow, so that equal sizes at both ends mean equal sizes between.
+    index_width = varint_size(last.index)
+    if len(lengths) != count or first.term != last.term:
+        return 0
+    shortest, width = min(lengths), varint_size(max(lengths))
+    if not shortest or varint_size(shortest) != width or varint_size(first.index) != index_width:
+        return 0
+    return sum(lengths) + count * (3 + varint_size(last.term) + index_width + width)
 
 
 def payload_size(entries: Sequence[Entry]) -> int:

@@ -7,11 +7,9 @@ from typing import Final
 
 from kvorum.raft.errors import DecodeError
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _BYTES = 0, 2
+_FIXED: Final = {1: 8, 5: 4}  # bytes by wire type
 _MASK64: Final = (1 << 64) - 1
-
-Span = tuple[int, int]
-"""Start and end of a length-delimited field's content."""
 
 
 def varint(value: int) -> bytes:
@@ -42,31 +40,38 @@ def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
     raise DecodeError("bad varint")
 
 
-def fields(buf: bytes, pos: int, end: int) -> Iterator[tuple[int, int, Span]]:
-    """Every field in ``buf[pos:end]`` as (number, value, span).
+Field = tuple[int, int, int, int]
+"""A field's number; its value if it is a varint, else 0; where its content begins and ends."""
 
-    A varint comes with its value and an empty span; anything else with value 0 and its span.
+
+def fields(buf: bytes, pos: int, end: int) -> Iterator[Field]:
+    """Every field in ``buf[pos:end]``; a varint's content is empty.
+
     Raises DecodeError for bytes that are no protobuf message.
     """
     while pos < end:
-        tag, pos = read_varint(buf, pos, end)
+        tag = buf[pos]
+        pos += 1
+        if tag >= 0x80:
+            tag, pos = read_varint(buf, pos - 1, end)
+        if tag < 8:
+            raise DecodeError("field number 0")
         wire = tag & 7
-        value, start = 0, pos
         if wire == _VARINT:
             value, pos = read_varint(buf, pos, end)
-            start = pos
-        elif wire == _BYTES:
+            yield tag >> 3, value, pos, pos
+            continue
+        if wire == _BYTES:
             length, start = read_varint(buf, pos, end)
             pos = start + length
-        elif wire == _FIXED64:
-            pos += 8
-        elif wire == _FIXED32:
-            pos += 4
+        elif wire in _FIXED:
+            start = pos
+            pos += _FIXED[wire]
         else:
             raise DecodeError(f"wire type {wire} is not supported")
-        if pos > end or tag < 8:
-            raise DecodeError("truncated field" if pos > end else "field number 0")
-        yield tag >> 3, value, (start, pos)
+        if pos > end:
+            raise DecodeError("truncated field")
+        yield tag >> 3, 0, start, pos
 
 
 def uint_field(number: int, value: int) -> bytes:
@@ -79,9 +84,8 @@ def bytes_field(number: int, value: bytes) -> bytes:
     return varint(number << 3 | _BYTES) + varint(len(value)) + value
 
 
-def read_uints(buf: bytes, value: int, span: Span) -> list[int]:
+def read_uints(buf: bytes, value: int, pos: int, end: int) -> list[int]:
     """A repeated integer's share of one field, packed or not."""
-    pos, end = span
     if pos == end:
         return [value]
     values = []
