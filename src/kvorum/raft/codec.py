@@ -7,20 +7,32 @@ useful could be done with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, TypeVar
 
 from kvorum.raft.errors import DecodeError
 from kvorum.raft.types import (
+    NO_INDEX,
+    NO_TERM,
+    NONE,
+    AnyConfChange,
+    ConfChange,
+    ConfChangeSingle,
     ConfChangeTransition,
     ConfChangeType,
+    ConfChangeV2,
+    ConfState,
     Entry,
     EntryType,
+    HardState,
     Message,
     MsgType,
     Snapshot,
+    SnapshotMetadata,
 )
-from kvorum.raft.wire import fields, read_varint, varint
+from kvorum.raft.wire import bytes_field, fields, read_uints, read_varint, uint_field, varint
+from kvorum.types import Index, MemberID, Term
 
 _E = TypeVar("_E", bound=IntEnum)
 
@@ -117,7 +129,188 @@ def _read_entry(buf: bytes, pos: int, end: int) -> Entry:
     return Entry(term, index, _ENTRY_TYPES[kind], data)  # type: ignore[arg-type]  # hot
 
 
-_ENTRY  # Varint fields of a message, by tag.
+_ENTRY_SCALARS: Final = frozenset({0x08, 0x10, 0x18})
+
+
+# --- states and snapshots
+
+
+def encode_hard_state(state: HardState) -> bytes:
+    return b"\x08%b\x10%b\x18%b" % (
+        varint(state.term),
+        varint(state.vote),
+        varint(state.commit),
+    )
+
+
+def decode_hard_state(buf: bytes) -> HardState:
+    """Raises DecodeError."""
+    found = {number: value for number, value, _, _ in fields(buf, 0, len(buf))}
+    return HardState(Term(found.get(1, 0)), MemberID(found.get(2, 0)), Index(found.get(3, 0)))
+
+
+def encode_conf_state(state: ConfState) -> bytes:
+    out = [
+        uint_field(number, member)
+        for number, members in enumerate(_member_fields(state), 1)
+        for member in members
+    ]
+    out.append(uint_field(5, state.auto_leave))
+    return b"".join(out)
+
+
+def _member_fields(state: ConfState) -> tuple[Sequence[MemberID], ...]:
+    return state.voters, state.learners, state.voters_outgoing, state.learners_next
+
+
+def decode_conf_state(buf: bytes) -> ConfState:
+    """Raises DecodeError."""
+    members: dict[int, list[MemberID]] = {1: [], 2: [], 3: [], 4: []}
+    auto_leave = False
+    for number, value, start, end in fields(buf, 0, len(buf)):
+        if number == 5:
+            auto_leave = bool(value)
+        elif number in members:
+            members[number] += map(MemberID, read_uints(buf, value, start, end))
+    voters, learners, outgoing, learners_next = map(tuple, members.values())
+    return ConfState(voters, learners, outgoing, learners_next, auto_leave)
+
+
+def encode_snapshot(snapshot: Snapshot) -> bytes:
+    meta = encode_snapshot_metadata(snapshot.metadata)
+    data = bytes_field(1, snapshot.data) if snapshot.data else b""
+    return data + bytes_field(2, meta)
+
+
+def decode_snapshot(buf: bytes) -> Snapshot:
+    """Raises DecodeError."""
+    data = b""
+    meta = SnapshotMetadata()
+    for number, _, start, end in fields(buf, 0, len(buf)):
+        if number == 1:
+            data = buf[start:end]
+        elif number == 2:
+            meta = decode_snapshot_metadata(buf[start:end])
+    return Snapshot(data, meta)
+
+
+def encode_snapshot_metadata(meta: SnapshotMetadata) -> bytes:
+    return (
+        bytes_field(1, encode_conf_state(meta.conf_state))
+        + uint_field(2, meta.index)
+        + uint_field(3, meta.term)
+    )
+
+
+def decode_snapshot_metadata(buf: bytes) -> SnapshotMetadata:
+    """Raises DecodeError."""
+    state = ConfState()
+    index, term = NO_INDEX, NO_TERM
+    for number, value, start, end in fields(buf, 0, len(buf)):
+        if number == 1:
+            state = decode_conf_state(buf[start:end])
+        elif number == 2:
+            index = Index(value)
+        elif number == 3:
+            term = Term(value)
+    return SnapshotMetadata(state, index, term)
+
+
+# --- configuration changes
+
+
+def encode_conf_change(cc: AnyConfChange | None) -> tuple[EntryType, bytes]:
+    """The type and data of the entry that proposes ``cc``.
+
+    None leaves a joint configuration; it has no bytes, so that no size limit can refuse it.
+    """
+    if cc is None:
+        return EntryType.CONF_CHANGE_V2, b""
+    context = cc.context
+    if isinstance(cc, ConfChange):
+        data = uint_field(1, cc.id) + uint_field(2, cc.type) + uint_field(3, cc.node_id)
+        return EntryType.CONF_CHANGE, data + bytes_field(4, context) if context else data
+    data = uint_field(1, cc.transition) + b"".join(
+        bytes_field(2, uint_field(1, one.type) + uint_field(2, one.node_id)) for one in cc.changes
+    )
+    return EntryType.CONF_CHANGE_V2, data + bytes_field(3, context) if context else data
+
+
+def decode_entry_conf_change(entry: Entry) -> AnyConfChange:
+    """What a configuration change entry asks for; raises DecodeError."""
+    if entry.type is EntryType.CONF_CHANGE:
+        return decode_conf_change(entry.data)
+    if entry.type is EntryType.CONF_CHANGE_V2:
+        return decode_conf_change_v2(entry.data)
+    raise DecodeError(f"{entry.type} is no configuration change")
+
+
+def decode_conf_change(buf: bytes) -> ConfChange:
+    """Raises DecodeError."""
+    kind, node_id, request_id, context = 0, NONE, 0, b""
+    for number, value, start, end in fields(buf, 0, len(buf)):
+        if number == 1:
+            request_id = value
+        elif number == 2:
+            kind = value
+        elif number == 3:
+            node_id = MemberID(value)
+        elif number == 4:
+            context = buf[start:end]
+    return ConfChange(_member(_CHANGE_TYPES, kind), node_id, context, request_id)
+
+
+def decode_conf_change_v2(buf: bytes) -> ConfChangeV2:
+    """Raises DecodeError."""
+    transition, context = 0, b""
+    changes = []
+    for number, value, start, end in fields(buf, 0, len(buf)):
+        if number == 1:
+            transition = value
+        elif number == 2:
+            changes.append(_decode_single(buf[start:end]))
+        elif number == 3:
+            context = buf[start:end]
+    return ConfChangeV2(_member(_TRANSITIONS, transition), tuple(changes), context)
+
+
+def _decode_single(buf: bytes) -> ConfChangeSingle:
+    found = {number: value for number, value, _, _ in fields(buf, 0, len(buf))}
+    return ConfChangeSingle(_member(_CHANGE_TYPES, found.get(1, 0)), MemberID(found.get(2, 0)))
+
+
+# --- messages
+
+
+def encode_message(m: Message) -> bytes:
+    """The message's bytes, for a peer."""
+    out = [
+        b"\x08%b\x10%b\x18%b\x20%b\x28%b\x30%b"
+        % (
+            varint(m.type),
+            varint(m.to),
+            varint(m.from_),
+            varint(m.term),
+            varint(m.log_term),
+            varint(m.index),
+        )
+    ]
+    for entry in m.entries:
+        data = encode_entry(entry)
+        out += (b"\x3a", varint(len(data)), data)
+    out.append(b"\x40" + varint(m.commit))
+    if m.snapshot is not None:
+        out.append(bytes_field(9, encode_snapshot(m.snapshot)))
+    out.append(b"\x50%c\x58%b" % (m.reject, varint(m.reject_hint)))
+    if m.context:
+        out.append(bytes_field(12, m.context))
+    if m.vote:
+        out.append(uint_field(13, m.vote))
+    out += (bytes_field(14, encode_message(response)) for response in m.responses)
+    return b"".join(out)
+
+
+# Varint fields of a message, by tag.
 _SCALARS: Final = {
     0x10: "to",
     0x18: "from_",
