@@ -51,3 +51,32 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
         if later[0] != earlier[0]
     ]
     return median(slopes) if slopes else 0.0
+
+
+class Histogram:
+    """Counts of positive values in buckets 2 % wide: bounded memory however many values come."""
+
+    __slots__ = ("_buckets", "count", "largest")
+
+    _WIDTH = math.log(1.02)
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, int] = {}
+        self.count = 0
+        self.largest = 0.0
+
+    def add(self, value: float) -> None:
+        """Count a value; those below a nanosecond count as one."""
+        bucket = math.ceil(math.log(max(value, 1e-9)) / self._WIDTH)
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+        self.count += 1
+        self.largest = max(self.largest, value)
+
+    def percentile(self, percent: float) -> float:
+        """As the function ``percentile``, up to 2 % more; zero when there are no values."""
+        needed = max(1, math.ceil(self.count * percent / 100))
+        for bucket in sorted(self._buckets):
+            needed -= self._buckets[bucket]
+            if needed <= 0:
+                return min(math.exp(bucket * self._WIDTH), self.largest)
+        return 0.0
