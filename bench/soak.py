@@ -10,7 +10,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,8 @@ from bench.client import RpcError
 from bench.members import Member
 from bench.soak_actors import (
     GROUPS,
+    LOST_AFTER,
+    TICK,
     Leases,
     Ledger,
     Maintenance,
@@ -98,9 +100,9 @@ class Soak:
             traffic = group.create_task(self._traffic.run(self._rate, until))
             helpers = [group.create_task(step) for step in self._others(watching, ledgers)]
             await traffic
-            await self._settle(ledgers)
             for helper in helpers:
                 helper.cancel()
+            await self._settle(ledgers)
 
     @staticmethod
     def _watch(client: AsyncClient, group: int, ledger: Ledger) -> Watcher:
@@ -110,7 +112,9 @@ class Soak:
             lambda event, now: ledger.event(event.kv.mod_revision, now),
         )
 
-    def _others(self, watching: AsyncClient, ledgers: list[Ledger]) -> list[Awaitable[None]]:
+    def _others(
+        self, watching: AsyncClient, ledgers: list[Ledger]
+    ) -> list[Coroutine[None, None, None]]:
         """What goes on beside the traffic, each at its own pace."""
         pace = self._seconds / 120
         groups = range(GROUPS)
@@ -147,9 +151,7 @@ class Soak:
     def _check_connections(self) -> None:
         for client in self._clients:
             if client.lost:
-                raise LoadError(
-                    f"{client.lost}; the server's last words: {self._member.log_tail()}"
-                )
+                raise LoadError(f"{client.lost}; the server's log: {self._member.log_tail()}")
 
     async def _look(self) -> None:
         await self._maintenance.look()
@@ -172,7 +174,9 @@ class Soak:
         """Let the leases end and the last events come."""
         if self._lives:
             await asyncio.wait(self._lives, timeout=60)
-        await asyncio.sleep(1)
+        deadline = _clock() + LOST_AFTER
+        while any(ledger.waiting for ledger in ledgers) and _clock() < deadline:
+            await asyncio.sleep(TICK)
         for ledger in ledgers:
             ledger.overdue(float("inf"))
 

@@ -26,6 +26,7 @@ class Limits:
     growth_share: float = 0.05
     growth_mib: float = 8.0
     wal_mib: float = 5 * 64.0
+    snapshots: int = 5
     handles: int = 8
     rate_share: float = 0.95
 
@@ -98,14 +99,13 @@ FAULTS: Final = (
 
 
 def verdict(findings: Findings, limits: Limits, *, long_run: bool) -> list[Rule]:
-    """All rules. ``long_run`` asks for maintenance to have happened and for levels to hold."""
+    """All rules; only a ``long_run`` must have seen maintenance and have levelled off."""
     rules = [_none(kind, findings.faults.get(kind, 0)) for kind in FAULTS]
     rules += [_none(kind, count) for kind, count in findings.faults.items() if kind not in FAULTS]
     rules += _timely(findings, limits)
     rules += _busy(findings, limits)
     if long_run:
-        rules += _maintained(findings)
-    rules += level(findings.points, limits)
+        rules += _maintained(findings) + level(findings.points, limits)
     return rules
 
 
@@ -164,6 +164,8 @@ def level(points: Sequence[Point], limits: Limits) -> list[Rule]:
     ]
     rules = [_levels_off(name, later, of, limits) for name, of in sizes]
     rules.append(_at_most("log files", max(p.wal for p in points), limits.wal_mib, "MiB"))
+    snapshots = max(point.snapshots for point in later)
+    rules.append(_at_most("raft snapshot files", snapshots, limits.snapshots, ""))
     handles: list[tuple[str, Callable[[Point], float]]] = [
         ("descriptors", lambda point: point.descriptors),
         ("threads", lambda point: point.threads),
@@ -192,9 +194,8 @@ def _levels_off(
 
 def table(rules: Sequence[Rule]) -> str:
     """The verdict as text."""
-    widths = [
-        max(len(getattr(rule, name)) for rule in rules) for name in ("name", "value", "bound")
-    ]
+    columns = ("name", "value")
+    widths = [max(len(getattr(rule, column)) for rule in rules) for column in columns]
     return "\n".join(
         f"  {'ok  ' if rule.passed else 'FAIL'}  {rule.name.ljust(widths[0])}  "
         f"{rule.value.rjust(widths[1])}  {rule.bound}"
