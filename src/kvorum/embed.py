@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -23,7 +24,7 @@ from kvorum.api.http import HttpService
 from kvorum.api.services import build_methods
 from kvorum.config import ServerConfig, make
 from kvorum.config.urls import URL
-from kvorum.h2 import GrpcServer, Limits
+from kvorum.h2 import GrpcServer, HttpHandler, Limits, Method
 from kvorum.log import get_logger
 from kvorum.server.errors import StartError
 from kvorum.server.server import GRPC_OVERHEAD, Server
@@ -33,6 +34,8 @@ __all__ = ["Member", "ServerConfig", "config"]
 
 DRAIN_SECONDS: Final = 2.0
 _BACKLOG: Final = 1024
+
+Bound = list[tuple[URL, socket.socket]]
 
 config = make
 
@@ -46,7 +49,7 @@ class Member:
         self.config = config
         self.telemetry = Telemetry()
         self._server: Server | None = None
-        self._listener: GrpcServer | None = None
+        self._listeners: list[GrpcServer] = []
         self._health = HealthService()
         self._sockets: list[socket.socket] = []
 
@@ -74,16 +77,20 @@ class Member:
         Raises:
             StartError, WALError, BackendError: the member cannot run; nothing is left open.
         """
+        config = self.config
         try:
-            bound = [(url, self._bind(url)) for url in self.config.listen_client_urls]
-            self._server = Server(self.config, self.telemetry)
-            self.server.start()
+            clients = self._bind(config.listen_client_urls)
+            plain = self._bind(config.listen_client_http_urls)
+            metrics = self._bind(config.listen_metrics_urls)
+            self._server = Server(config, self.telemetry)
+            self._server.start()
             await self._until_ready()
-            self._listener = self._build_listener()
-            for url, listening in bound:
-                await self._listener.listen(sock=listening)
-                address = str(url)
-                lg.info("serving client traffic insecurely", traffic="grpc+http", address=address)
+            http = HttpService(self.server, self.telemetry)
+            both = None if plain else http.handle
+            methods = build_methods(self.server, self._health)
+            await self._serve(clients, methods, both, "grpc" if plain else "grpc+http")
+            await self._serve(plain, {}, http.handle, "http")
+            await self._serve(metrics, {}, http.handle_metrics, "metrics")
         except BaseException:
             await self.stop()
             raise
@@ -101,39 +108,48 @@ class Member:
             raise
         lg.info("ready to serve client requests")
 
-    def _bind(self, url: URL) -> socket.socket:
-        try:
-            listening = _listening_socket(url, reuse_port=self.config.socket_reuse_port)
-        except OSError as error:
-            raise StartError(f"listen {url}: {error.strerror or error}") from error
-        self._sockets.append(listening)
-        return listening
+    def _bind(self, urls: Iterable[URL]) -> Bound:
+        """Take the addresses before anything else is touched: they are what is mostly wrong."""
+        bound = []
+        for url in urls:
+            try:
+                listening = _listening_socket(url, reuse_port=self.config.socket_reuse_port)
+            except OSError as error:
+                raise StartError(f"listen {url}: {error.strerror or error}") from error
+            self._sockets.append(listening)
+            bound.append((url, listening))
+        return bound
 
-    def _build_listener(self) -> GrpcServer:
+    async def _serve(
+        self, bound: Bound, methods: dict[str, Method], http: HttpHandler | None, traffic: str
+    ) -> None:
+        if not bound:
+            return
+        listener = GrpcServer(methods, http, self._limits(), report=self.server.failed)
+        self._listeners.append(listener)
+        for url, listening in bound:
+            await listener.listen(sock=listening)
+            lg.info("serving client traffic insecurely", traffic=traffic, address=str(url))
+
+    def _limits(self) -> Limits:
         config = self.config
-        limits = Limits(
+        return Limits(
             max_receive_message=config.max_request_bytes + GRPC_OVERHEAD,
             max_concurrent_streams=config.max_concurrent_streams,
             keepalive_interval=config.grpc_keepalive_interval,
             keepalive_timeout=config.grpc_keepalive_timeout,
             keepalive_min_time=config.grpc_keepalive_min_time,
         )
-        return GrpcServer(
-            build_methods(self.server, self._health),
-            http_handler=HttpService(self.server, self.telemetry).handle,
-            limits=limits,
-            report=self.server.failed,
-        )
 
     async def stop(self) -> None:
         """Let calls in flight finish for a moment, then bring everything to disk and close."""
         self._health.set_serving(False)
-        if self._listener is not None:
-            await self._listener.drain(DRAIN_SECONDS)
+        await asyncio.gather(*(listener.drain(DRAIN_SECONDS) for listener in self._listeners))
         if self._server is not None:
             await self._server.stop()
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         for listening in self._sockets:
             listening.close()
         self._sockets.clear()

@@ -9,7 +9,6 @@ from kvorum.h2 import Call, Method
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb.wire import int64_field
 from kvorum.server.server import Server
-from kvorum.types import Revision
 from kvorum.version import ETCD_VERSION
 
 _ACTIONS = frozenset(pb.AlarmRequest.AlarmAction.values())
@@ -81,14 +80,13 @@ class MaintenanceService:
         self._server.run(call, self._hash_kv(call, request.revision))
 
     async def _hash_kv(self, call: Call, revision: int) -> None:
-        server = self._server
-        found = await server.hash_kv(Revision(revision))
+        found, current = await self._server.store.hash_kv(revision)
         body = b"%b%b%b" % (
             int64_field(2, found.hash),
-            int64_field(3, found.compact_revision),
-            int64_field(4, found.revision),
+            int64_field(3, found.compact_rev),
+            int64_field(4, found.rev),
         )
-        call.reply(server.header.field(found.current_revision) + body)
+        call.reply(self._server.header.field(current) + body)
 
     def move_leader(self, call: Call, request: pb.MoveLeaderRequest, message: bytes) -> None:
         raft = self._server.raft

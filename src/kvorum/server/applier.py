@@ -98,12 +98,14 @@ class Applier:
 
     def apply(
         self, entries: Sequence[Entry], change_conf: Callable[[ConfChange], ConfState]
-    ) -> None:
-        """Apply a batch, and answer the callers of this member's own requests."""
+    ) -> dict[str, int]:
+        """Apply a batch, and answer the callers of this member's own requests; how many of its own
+        there were, by kind."""
         handlers = self._handlers
         done = self._proposer.done
         store = self._store
         header = self._header
+        counts: dict[str, int] = {}
         for entry in entries:
             assert entry.index == self.index + 1, (entry.index, self.index)
             if failpoint.active:
@@ -111,8 +113,10 @@ class Applier:
             proposal: Any = entry.local
             if proposal is not None and entry.type is EntryType.NORMAL:
                 entry.local = None  # the log keeps the entry for followers, not the request
+                kind = proposal.kind
+                counts[kind] = counts.get(kind, 0) + 1
                 try:
-                    body = handlers[proposal.kind](proposal.request)
+                    body = handlers[kind](proposal.request)
                 except EtcdError as error:
                     if done(proposal.id) is not None:
                         fail(proposal.caller, error)
@@ -123,6 +127,7 @@ class Applier:
                 self._apply_encoded(entry, change_conf)
             self.index = entry.index
             self.term = entry.term
+        return counts
 
     def _apply_encoded(self, entry: Entry, change_conf: Callable[[ConfChange], ConfState]) -> None:
         """An entry that comes from the log or from another member, and so has to be decoded."""

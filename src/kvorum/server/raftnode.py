@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Protocol
 
 from kvorum import errors, failpoint
@@ -38,7 +39,7 @@ class Observer(Protocol):
     """Who wants to know what consensus does."""
 
     def leader_changed(self, leader: MemberID, *, is_leader: bool, term: Term) -> None: ...
-    def applied(self) -> None: ...
+    def applied(self, counts: dict[str, int], seconds: float) -> None: ...
     def logged(self, times: WriteTimes, size: int) -> None: ...
     def failed(self, error: BaseException) -> None: ...
 
@@ -216,7 +217,8 @@ class RaftNode:
         self._process()
 
     def _apply(self, message: Message) -> None:
-        self._applier.apply(message.entries, self._node.apply_conf_change)
-        self._observer.applied()
+        started = perf_counter()
+        counts = self._applier.apply(message.entries, self._node.apply_conf_change)
+        self._observer.applied(counts, perf_counter() - started)
         for response in message.responses:
             self._node.step(response)

@@ -35,6 +35,7 @@ from kvorum.server.meta import (
     write_conf_state,
     write_storage_version,
 )
+from kvorum.server.metrics import ServerMetrics
 from kvorum.server.proposer import Caller, Ignored, Proposer, Told, fail
 from kvorum.server.publisher import CLUSTER_VERSION, Publisher
 from kvorum.server.quota import Quota
@@ -83,6 +84,7 @@ class Server:
         self._build_state(booted)
         self._build_consensus(booted)
         self._build_upkeep(booted)
+        self._metrics = ServerMetrics(telemetry, self)
 
     def _build_state(self, booted: Booted) -> None:
         """What entries are applied to: store, leases, alarms."""
@@ -277,9 +279,10 @@ class Server:
         if self.raft.is_leader and term == self.raft.term:
             self.lessor.promote(self.now(), self.config.election_timeout / 1000)
 
-    def applied(self) -> None:
+    def applied(self, counts: dict[str, int], seconds: float) -> None:
         """A batch was applied: show it to those who watch, and start what it made necessary."""
         store = self.store
+        self._metrics.applied(counts, seconds)
         if store.changes:
             changes, store.changes = store.changes, []
             self.hub.notify(changes)
