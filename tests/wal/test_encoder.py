@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import wal_layout
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvorum.pb import raftpb
@@ -53,6 +53,7 @@ def histories(draw: st.DrawFn) -> list[Call]:
     return calls
 
 
+@settings(deadline=None)
 @given(histories(), st.sampled_from([100, 700, 1_000_000]))
 def test_what_is_encoded_can_be_read_by_the_layout(
     tmp_path_factory: pytest.TempPathFactory, calls: list[Call], segment_size: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import wal_layout
 from google_crc32c import extend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvorum.pb import walpb
@@ -57,6 +57,7 @@ def test_padding_counts_only_with_the_sign_bit() -> None:
     assert split_length_word(0xFD << 56 | 16) == (16, 5)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(RecordType), st.integers(0, (1 << 32) - 1), st.binary(max_size=300))
 def test_frames_parse_back(kind: RecordType, crc: int, data: bytes) -> None:
     frame = encode_frame(kind, crc, data)
@@ -68,6 +69,7 @@ def test_frames_parse_back(kind: RecordType, crc: int, data: bytes) -> None:
     assert frame[8 : 8 + length] == expected
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_parsing_agrees_with_protobuf(record: bytes) -> None:
     try:
@@ -108,6 +110,7 @@ def _torn_by_definition(frame: bytes, offset: int) -> bool:
     return any(not any(sector) for sector in sectors.values())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2000), st.integers(0, 2000), st.integers(0, 2000), st.integers(0, 4096))
 def test_torn_means_a_sector_of_zeros(before: int, zeros: int, after: int, offset: int) -> None:
     frame = b"x" * before + bytes(zeros) + b"y" * after

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,30 +130,30 @@ class BoltFile:
     def _find_meta(self) -> Meta:
         """The valid meta of the newer transaction. Where the second one is depends on the page
         size, which a damaged first one does not tell."""
-        head = self._read(0, MAX_PAGE_SIZE + PAGE_HEAD.size + META_SIZE)
         try:
-            first = decode_meta(head[PAGE_HEAD.size :][:META_SIZE])
+            first = self._meta_at(0)
         except ValueError as error:
-            return self._find_second_meta(head, str(error))
+            return self._find_second_meta(str(error))
         try:
-            second = decode_meta(head[first.page_size + PAGE_HEAD.size :][:META_SIZE])
+            second = self._meta_at(first.page_size)
         except ValueError:
-            return first
-        if second.page_size != first.page_size:
             return first
         return max(first, second, key=lambda meta: meta.transaction)
 
-    def _find_second_meta(self, head: bytes, why: str) -> Meta:
+    def _find_second_meta(self, why: str) -> Meta:
         size = MIN_PAGE_SIZE
         while size <= MAX_PAGE_SIZE:
-            try:
-                meta = decode_meta(head[size + PAGE_HEAD.size :][:META_SIZE])
-                if meta.page_size == size:
-                    return meta
-            except ValueError:
-                pass
+            with suppress(ValueError):
+                return self._meta_at(size)
             size *= 2
         raise BoltError(self.path, why)
+
+    def _meta_at(self, offset: int) -> Meta:
+        """Raises ValueError."""
+        meta = decode_meta(os.pread(self._fd, META_SIZE, offset + PAGE_HEAD.size))
+        if offset not in (0, meta.page_size):
+            raise ValueError(f"a meta for pages of {meta.page_size} bytes at {offset}")
+        return meta
 
     def _check_meta(self) -> None:
         meta = self.meta
@@ -192,10 +193,13 @@ class BoltFile:
                 last = key
 
     def _inline(self, bucket: _Bucket) -> Iterator[_Page]:
-        page = self._parse(0, bucket.inline)
-        if page.flags != LEAF:
-            raise self._error(f"an inline bucket with flags {page.flags:#x}", page)
-        yield page
+        data = bucket.inline
+        if len(data) < PAGE_HEAD.size:
+            raise BoltError(self.path, "an inline bucket is cut short")
+        _, flags, count, _ = PAGE_HEAD.unpack_from(data)
+        if flags != LEAF:
+            raise BoltError(self.path, f"an inline bucket with flags {flags:#x}")
+        yield _Page(0, flags, count, data)
 
     def _leaves(self, root: int, marks: bytearray) -> Iterator[_Page]:
         """The leaves under a page, in order. ``marks`` has a bit for each page met so far."""
@@ -223,22 +227,27 @@ class BoltFile:
         return [child for _, _, child in BRANCH_ELEMENT.iter_unpack(area)]
 
     def _elements(self, page: _Page, last: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-        """(key, value, flags) of a leaf, checked to follow ``last`` and to lie inside the page."""
+        """(key, value, flags) of a leaf, checked to follow ``last`` and to lie inside the page,
+        one behind the other: no byte is handed out twice."""
         self._check_array(page)
         data = page.data
         end = len(data)
         at = ELEMENT_SIZE
-        area = memoryview(data)[at : at + ELEMENT_SIZE * page.count]
+        taken = ELEMENT_SIZE * (page.count + 1)
+        area = memoryview(data)[at:taken]
         for flags, position, key_size, value_size in LEAF_ELEMENT.iter_unpack(area):
             start = at + position
             middle = start + key_size
-            if middle + value_size > end or key_size > MAX_KEY:
-                raise self._error("an element reaches beyond the page", page)
+            stop = middle + value_size
+            if start < taken or stop > end or key_size > MAX_KEY:
+                why = f"an element of {key_size} + {value_size} bytes at {start}"
+                raise self._error(f"{why}, with {taken} to {end} free", page)
             key = data[start:middle]
             if key <= last:
                 raise self._error(f"key {key!r} after {last!r}", page)
-            yield key, data[middle : middle + value_size], flags
+            yield key, data[middle:stop], flags
             last = key
+            taken = stop
             at += ELEMENT_SIZE
 
     def _check_array(self, page: _Page) -> None:
@@ -255,7 +264,7 @@ class BoltFile:
         if not _META_PAGES <= page < meta.high_water:
             raise BoltError(self.path, f"page {page} of {meta.high_water} is referred to")
         data = self._read(page * meta.page_size, meta.page_size)
-        stored, _, _, overflow = PAGE_HEAD.unpack_from(data)
+        stored, flags, count, overflow = PAGE_HEAD.unpack_from(data)
         if stored != page:
             raise BoltError(self.path, f"it calls itself page {stored}", page=page)
         if page + overflow >= meta.high_water:
@@ -270,16 +279,13 @@ class BoltFile:
             if marks[used >> 3] & 1 << (used & 7):
                 raise BoltError(self.path, f"page {used} is used twice", page=page)
             marks[used >> 3] |= 1 << (used & 7)
-        return self._parse(page, data)
-
-    def _parse(self, page: int, data: bytes) -> _Page:
-        if len(data) < PAGE_HEAD.size:
-            raise BoltError(self.path, "an inline bucket is cut short")
-        _, flags, count, _ = PAGE_HEAD.unpack_from(data)
         return _Page(page, flags, count, data)
 
     def _read(self, offset: int, length: int) -> bytes:
-        return os.pread(self._fd, length, offset)
+        data = os.pread(self._fd, length, offset)
+        if len(data) < length:
+            raise BoltError(self.path, f"the file ends at {offset + len(data)} while it is read")
+        return data
 
     def _error(self, why: str, page: _Page) -> BoltError:
         return BoltError(self.path, why, page=page.id or None)

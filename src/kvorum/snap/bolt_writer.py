@@ -18,12 +18,15 @@ from kvorum.snap.bolt import (
     LEAF,
     MAX_ELEMENTS,
     MAX_KEY,
+    MAX_PAGE_SIZE,
     MAX_VALUE,
     META,
+    MIN_PAGE_SIZE,
     NO_FREELIST,
     PAGE_HEAD,
     Meta,
 )
+from kvorum.wal.files import fsync_directory
 
 PAGE_SIZE: Final = 4096
 FILL: Final = 0.9
@@ -48,7 +51,8 @@ class BoltWriter:
     """
 
     def __init__(self, path: Path, *, page_size: int = PAGE_SIZE, sync: bool = True) -> None:
-        assert page_size >= PAGE_SIZE
+        if page_size & page_size - 1 or not MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE:
+            raise ValueError(f"a page size of {page_size}")
         self._path = path
         self._sync = sync
         self._buckets: dict[bytes, bytes] = {}
@@ -87,6 +91,8 @@ class BoltWriter:
         if self._sync:
             os.fsync(self._file.fileno())
         self._file.close()
+        if self._sync:
+            fsync_directory(self._path.parent)
 
     def abandon(self) -> None:
         self._file.close()

@@ -154,8 +154,7 @@ def _store(root: Json, writes: int) -> Json:
 def read_store(data: bytes, path: Path = Path("snapshot")) -> Membership:
     """The membership in a snapshot's data; ``path`` is for the error. Raises `BadStore`."""
     try:
-        root = json.loads(data)["Root"]
-        top = _children(root)
+        top = _children(_as_object(json.loads(data))["Root"])
         zero = _children(top["0"]) if "0" in top else {}
         members = _children(zero["members"]) if "members" in zero else {}
         removed = _children(zero["removed_members"]) if "removed_members" in zero else {}
@@ -174,8 +173,10 @@ def read_store(data: bytes, path: Path = Path("snapshot")) -> Membership:
 def _read_member(item: tuple[str, Json]) -> StoredMember:
     name, node = item
     children = _children(node)
-    raft = json.loads(_value(children["raftAttributes"]))
-    attributes = json.loads(_value(children["attributes"])) if "attributes" in children else {}
+    raft = _as_object(json.loads(_value(children["raftAttributes"])))
+    attributes: Json = {}
+    if "attributes" in children:
+        attributes = _as_object(json.loads(_value(children["attributes"])))
     return StoredMember(
         int(name, 16),
         _strings(raft.get("peerURLs")),
@@ -186,10 +187,14 @@ def _read_member(item: tuple[str, Json]) -> StoredMember:
 
 
 def _children(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    children = node["Children"] or {}
-    if not isinstance(children, dict):
-        raise TypeError("Children is no object")
-    return children
+    children = node["Children"]
+    return {} if children is None else _as_object(children)
+
+
+def _as_object(value: object) -> Json:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
 
 
 def _value(node: Mapping[str, Any]) -> str:
