@@ -16,6 +16,7 @@ from kvorum.wal.record import (
     looks_torn,
     parse_record,
     split_length_word,
+    varint,
 )
 
 METADATA = bytes.fromhex("08cab48bc0b99bb3f2fc0110bebef4faeda0fbd4d001")
@@ -55,6 +56,12 @@ def test_length_words(length: int) -> None:
 def test_padding_counts_only_with_the_sign_bit() -> None:
     assert split_length_word(0x05 << 56 | 16) == (16, 0)
     assert split_length_word(0xFD << 56 | 16) == (16, 5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, (1 << 64) - 1))
+def test_varint_is_what_protobuf_writes(value: int) -> None:
+    assert walpb.Snapshot(index=value).SerializeToString() == b"\x08" + varint(value)
 
 
 @settings(deadline=None)

@@ -15,11 +15,9 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import Final
 
-from google.protobuf.message import DecodeError as ProtobufError
+from google.protobuf.message import DecodeError
 
 from kvorum.pb import walpb
-from kvorum.raft.errors import DecodeError
-from kvorum.raft.wire import read_varint, varint
 
 FRAME_HEAD: Final = 8
 SECTOR: Final = 512
@@ -35,6 +33,17 @@ class RecordType(IntEnum):
     STATE = 3
     CRC = 4
     SNAPSHOT = 5
+
+
+def varint(value: int) -> bytes:
+    """Groups of seven bits, lowest first, each but the last marked."""
+    assert value >= 0
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 def length_word(length: int) -> bytes:
@@ -64,20 +73,32 @@ def parse_record(record: bytes) -> tuple[int, int, bytes]:
     The form every etcd writes is taken apart here; protobuf reads the others that it allows.
     """
     end = len(record)
-    with suppress(DecodeError, IndexError):
+    with suppress(IndexError):
         if record[0] == 0x08 and record[1] < 0x80 and record[2] == 0x10:
-            crc, at = read_varint(record, 3, end)
+            crc, at = _read_varint(record, 3)
             if at == end and crc < 1 << 32:
                 return record[1], crc, b""
             if record[at] == 0x1A and crc < 1 << 32:
-                length, at = read_varint(record, at + 1, end)
+                length, at = _read_varint(record, at + 1)
                 if at + length == end:
                     return record[1], crc, record[at:]
     try:
         message = walpb.Record.FromString(record)
-    except ProtobufError as error:
+    except DecodeError as error:
         raise ValueError("not a record") from error
     return message.type, message.crc, message.data
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The value and where it ends; raises IndexError if it does not end, or not in ten bytes."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise IndexError
 
 
 def looks_torn(frame: bytes, offset: int) -> bool:

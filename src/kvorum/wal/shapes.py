@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from kvorum.raft.wire import varint
-from kvorum.wal.record import FRAME_HEAD, length_word, split_length_word
+from kvorum.wal.record import FRAME_HEAD, length_word, split_length_word, varint
 
 FIVE_BYTES: Final = 1 << 28
 """The smallest checksum that takes five bytes."""

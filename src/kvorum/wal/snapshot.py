@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from google.protobuf.message import DecodeError
+
+from kvorum.pb import walpb
 from kvorum.raft import codec
 from kvorum.raft.types import NO_INDEX, NO_TERM, ConfState, SnapshotMetadata
-from kvorum.raft.wire import bytes_field, fields, uint_field
 from kvorum.types import Index, Term
+from kvorum.wal.record import varint
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +30,21 @@ class SnapshotRecord:
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Raises ValueError."""
-        index, term, conf = NO_INDEX, NO_TERM, None
-        for number, value, (start, end) in fields(data, 0, len(data)):
-            if number == 1:
-                index = Index(value)
-            elif number == 2:
-                term = Term(value)
-            elif number == 3:
-                conf = codec.decode_conf_state(data[start:end])
-        return cls(index, term, conf)
+        try:
+            message = walpb.Snapshot.FromString(data)
+        except DecodeError as error:
+            raise ValueError("not a snapshot record") from error
+        conf = None
+        if message.HasField("conf_state"):
+            conf = codec.decode_conf_state(message.conf_state.SerializeToString())
+        return cls(Index(message.index), Term(message.term), conf)
 
     def encode(self) -> bytes:
-        head = uint_field(1, self.index) + uint_field(2, self.term)
+        """Raises ValueError without the conf state that a snapshot needs."""
+        head = b"\x08%b\x10%b" % (varint(self.index), varint(self.term))
         if self.conf_state is not None:
-            return head + bytes_field(3, codec.encode_conf_state(self.conf_state))
+            conf = codec.encode_conf_state(self.conf_state)
+            return head + b"\x1a" + varint(len(conf)) + conf
         if self.index:
             raise ValueError(f"the snapshot at {self.term}/{self.index} has no conf state")
         return head
