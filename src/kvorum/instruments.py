@@ -7,7 +7,7 @@ that it measures), and a scrape may read a value that is one step old.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 MAX_CHILDREN: Final = 2000
@@ -19,16 +19,7 @@ OVERFLOW: Final = "other"
 
 
 class Counter:
-    """``counter.value += 1``"""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value: float = 0
-
-
-class Gauge:
-    """``gauge.value = n``, or `follow` a callable that is asked at each scrape."""
+    """``counter.value += 1``, or `follow` a callable that is asked at each scrape."""
 
     __slots__ = ("source", "value")
 
@@ -41,6 +32,12 @@ class Gauge:
 
     def read(self) -> float:
         return self.value if self.source is None else self.source()
+
+
+class Gauge(Counter):
+    """``gauge.value = n``, or `follow`, as a counter does."""
+
+    __slots__ = ()
 
 
 class Histogram:
@@ -86,7 +83,7 @@ ChildT = TypeVar("ChildT", Counter, Gauge, Histogram)
 class Family(Generic[ChildT]):
     """A name, its help text and its children by label values; without labels, one child."""
 
-    __slots__ = ("_children", "_make", "generation", "help", "kind", "labels", "name")
+    __slots__ = ("_children", "_make", "generation", "help", "kind", "labels", "name", "source")
 
     def __init__(
         self, kind: str, name: str, help: str, labels: tuple[str, ...], make: Callable[[], ChildT]
@@ -99,6 +96,7 @@ class Family(Generic[ChildT]):
         self._children: dict[tuple[str, ...], ChildT] = {}
         self.generation = 0
         """Changes whenever a child comes or goes."""
+        self.source: Callable[[], Mapping[tuple[str, ...], float]] | None = None
         if not labels:
             self._children[()] = make()
 
@@ -125,6 +123,22 @@ class Family(Generic[ChildT]):
         self._children.clear()
         self.generation += 1
 
+    def follow(self, source: Callable[[], Mapping[tuple[str, ...], float]]) -> None:
+        """Mirror a mapping from label values to values that is asked for at each scrape."""
+        self.source = source
+
+    def refresh(self) -> None:
+        """Take the mapping that this family follows, if it does; a scrape begins with it."""
+        if self.source is None:
+            return
+        wanted = self.source()
+        for gone in self._children.keys() - wanted.keys():
+            self.remove(*gone)
+        for values, value in wanted.items():
+            child = self.with_labels(*values)
+            assert isinstance(child, Counter), f"{self.name} holds no plain values"
+            child.value = value
+
     def children(self) -> list[tuple[tuple[str, ...], ChildT]]:
         """A copy, so that a scrape in another thread may walk it."""
         return list(self._children.items())
@@ -143,7 +157,8 @@ class AnyFamily(Protocol):
     def labels(self) -> tuple[str, ...]: ...
     @property
     def generation(self) -> int: ...
-    def children(self) -> Sequence[tuple[tuple[str, ...], Counter | Gauge | Histogram]]: ...
+    def refresh(self) -> None: ...
+    def children(self) -> Sequence[tuple[tuple[str, ...], Counter | Histogram]]: ...
 
 
 class Registry:
@@ -177,7 +192,7 @@ class Registry:
 
     def sampled(self, kind: str, name: str, help: str, source: Callable[[], float]) -> None:
         """A counter or gauge without labels that something else keeps; asked at each scrape."""
-        family: Family[Gauge] = Family(kind, name, help, (), Gauge)
+        family: Family[Counter] = Family(kind, name, help, (), Counter)
         family.with_labels().follow(source)
         self._declare(family)
 

@@ -16,10 +16,10 @@ import traceback
 from collections.abc import Awaitable
 from typing import Any, Final
 
-from kvorum.api.healthchecks import ServerState
 from kvorum.api.httpkit import PLAIN_TEXT, only_get, query_of
 from kvorum.api.metrics import fd_limit
 from kvorum.h2.http import HttpHandler, HttpRequest, HttpResponse, text_response
+from kvorum.server.server import Server
 
 DEFAULT_PROFILE_SECONDS: Final = 30
 MAX_PROFILE_SECONDS: Final = 300
@@ -27,7 +27,7 @@ MAX_TASKS: Final = 1000
 """Tasks whose stacks are listed; a member has a dozen of its own."""
 
 
-def debug_routes(server: ServerState) -> dict[str, HttpHandler]:
+def debug_routes(server: Server) -> dict[str, HttpHandler]:
     """/debug/vars always; the profiles with --enable-pprof, or at log level debug, as in etcd."""
     routes: dict[str, HttpHandler] = {"/debug/vars": only_get(_Variables(server).handle)}
     config = server.config
@@ -42,13 +42,13 @@ def debug_routes(server: ServerState) -> dict[str, HttpHandler]:
 
 
 class _Variables:
-    def __init__(self, server: ServerState) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
 
     def handle(self, request: HttpRequest) -> HttpResponse:
         del request
         shown = {
-            "cmdline": [*sys.orig_argv],
+            "cmdline": [*sys.argv],
             "file_descriptor_limit": int(fd_limit()),
             "memstats": _memory(),
             "raft.status": self._raft(),
@@ -97,7 +97,7 @@ class _Profiles:
 
     def command_line(self, request: HttpRequest) -> HttpResponse:
         del request
-        return HttpResponse(200, "\0".join(sys.orig_argv).encode(), [PLAIN_TEXT])
+        return HttpResponse(200, "\0".join(sys.argv).encode(), [PLAIN_TEXT])
 
     def stacks(self, request: HttpRequest) -> HttpResponse:
         """Where each thread and each task stands."""

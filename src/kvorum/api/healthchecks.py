@@ -5,74 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final
 
 from kvorum.api.httpkit import NO_SNIFF, PLAIN_TEXT, method_not_allowed, query_of
-from kvorum.config import ServerConfig
 from kvorum.errors import EtcdError
 from kvorum.h2.http import HttpHandler, HttpRequest, HttpResponse, text_response
 from kvorum.log import get_logger
 from kvorum.pb import etcdserverpb as pb
+from kvorum.server.server import Server
 from kvorum.telemetry import HealthMetrics
 
 lg = get_logger()
-
-
-class _Alarms(Protocol):
-    def get(self, kind: int = 0) -> list[pb.AlarmMember]: ...
-
-
-class _Cluster(Protocol):
-    @property
-    def version(self) -> str: ...
-    def is_learner(self) -> bool: ...
-
-
-class _Raft(Protocol):
-    @property
-    def leader(self) -> int: ...
-    @property
-    def is_leader(self) -> bool: ...
-    @property
-    def term(self) -> int: ...
-    @property
-    def committed(self) -> int: ...
-
-
-class _Reads(Protocol):
-    def read(self, run: Callable[[Any, Any], None], request: Any, caller: Any) -> None: ...
-
-
-class _Store(Protocol):
-    def range_keys(self, key: bytes, end: bytes, *, limit: int = 0, rev: int = 0) -> object: ...
-
-
-class _Applier(Protocol):
-    @property
-    def index(self) -> int: ...
-
-
-class ServerState(Protocol):
-    """What the HTTP handlers ask of a `kvorum.server.server.Server`."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def config(self) -> ServerConfig: ...
-    @property
-    def storage_version(self) -> str: ...
-    @property
-    def alarms(self) -> _Alarms: ...
-    @property
-    def cluster(self) -> _Cluster: ...
-    @property
-    def raft(self) -> _Raft: ...
-    @property
-    def reads(self) -> _Reads: ...
-    @property
-    def store(self) -> _Store: ...
-    @property
-    def applier(self) -> _Applier: ...
 
 
 class CheckFailed(Exception):
@@ -105,7 +48,7 @@ class _Reader:
 class HealthChecks:
     """The checks and their paths. Results are counted in `metrics`."""
 
-    def __init__(self, server: ServerState, metrics: HealthMetrics) -> None:
+    def __init__(self, server: Server, metrics: HealthMetrics) -> None:
         self._server = server
         self._metrics = metrics
         livez: dict[str, Check] = {"serializable_read": self._read_here}
@@ -220,7 +163,7 @@ class HealthChecks:
 
     async def _read_through_consensus(self) -> None:
         reader = _Reader()
-        self._server.reads.read(lambda _request, caller: caller.fresh(), None, reader)
+        self._server.reads.read(lambda _request, _caller: reader.fresh(), None, reader)
         await reader.done
         await self._read_here()
 

@@ -11,15 +11,15 @@ from typing import Final
 from urllib.parse import unquote
 
 from kvorum.api.debug import debug_routes
-from kvorum.api.healthchecks import HealthChecks, ServerState
+from kvorum.api.healthchecks import HealthChecks
 from kvorum.api.httpkit import not_found, only_get
 from kvorum.api.metrics import MetricsPage
+from kvorum.api.mirror import mirror
 from kvorum.h2.http import Headers, HttpHandler, HttpRequest, HttpResponse, text_response
 from kvorum.log import get_logger
+from kvorum.server.server import Server
 from kvorum.telemetry import Telemetry
 from kvorum.version import ETCD_VERSION
-
-__all__ = ["HttpService", "ServerState"]
 
 lg = get_logger()
 
@@ -28,9 +28,10 @@ class HttpService:
     """Answers HTTP requests: `handle` those of client listeners, `handle_metrics` those of
     listeners for metrics, which have neither host check nor CORS, and fewer paths."""
 
-    def __init__(self, server: ServerState, telemetry: Telemetry) -> None:
+    def __init__(self, server: Server, telemetry: Telemetry) -> None:
         self._server = server
         self._access = AccessControl(server.config.cors, server.config.host_whitelist)
+        mirror(telemetry, server)
         health = HealthChecks(server, telemetry.health)
         page = MetricsPage(telemetry)
         self._observing: dict[str, HttpHandler] = {"/metrics": page.handle, **health.routes()}

@@ -11,10 +11,11 @@ import uvloop
 
 from kvorum import log
 from kvorum.cli import process
-from kvorum.config import ConfigError, ServerConfig
+from kvorum.config import ServerConfig
 from kvorum.config.server import cluster_of_one
 from kvorum.config.urls import join
 from kvorum.embed import Member
+from kvorum.server.errors import BadInitialCluster, StartError
 
 DEFAULT_PEER_URL: Final = "http://localhost:2380"
 
@@ -85,9 +86,9 @@ def _report_failed_start(config: ServerConfig, failure: StartFailed) -> int:
     cause = failure.__cause__
     assert cause is not None
     fields: dict[str, object] = {"error": cause}
-    if not isinstance(cause, ConfigError | OSError):
+    if not isinstance(cause, StartError | OSError):
         fields["stacktrace"] = log.exception_stack(cause)
-    if isinstance(cause, ConfigError):
+    if isinstance(cause, BadInitialCluster):
         _hint(config)
     lg.fatal("failed to start", **fields)
 

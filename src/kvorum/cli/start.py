@@ -13,6 +13,7 @@ from kvorum.config import ConfigError, FlagError, Resolved, ServerConfig, load
 from kvorum.config.args import CommandLine
 from kvorum.config.helptext import help_text
 from kvorum.config.pending import pending
+from kvorum.config.report import start_fields
 
 SEE_HELP = "\nUsage: kvorum [flags]\nSee kvorum --help for all flags.\n"
 
@@ -78,11 +79,23 @@ def _run(args: list[str], loaded: Resolved) -> int:
         lg.fatal("cannot start with these settings", error="; ".join(missing))
     _look_at_data_dir(loaded.config)
     process.prepare()
+    initialized = _is_initialized(loaded.config)
+    lg.info(
+        "starting an etcd server", **start_fields(loaded.config, member_initialized=initialized)
+    )
     from kvorum.cli.run import (
         run,  # the member's own imports; mistakes above need not wait for them
     )
 
     return run(loaded.config)
+
+
+def _is_initialized(config: ServerConfig) -> bool:
+    """Whether the member has run before: it then has a log."""
+    try:
+        return any(name.endswith(".wal") for name in os.listdir(config.wal_path))
+    except OSError:
+        return False
 
 
 def _look_at_data_dir(config: ServerConfig) -> None:
