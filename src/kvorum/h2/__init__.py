@@ -5,6 +5,7 @@ path of a request, ``server`` for the sockets.
 """
 
 from kvorum.h2.call import Call
+from kvorum.h2.channel import Backoff, Channel, StreamCall
 from kvorum.h2.http import HttpHandler, HttpRequest, HttpResponse
 from kvorum.h2.limits import Limits
 from kvorum.h2.method import Method
@@ -12,7 +13,9 @@ from kvorum.h2.server import GrpcServer
 from kvorum.h2.status import RpcError
 
 __all__ = [
+    "Backoff",
     "Call",
+    "Channel",
     "GrpcServer",
     "HttpHandler",
     "HttpRequest",
@@ -20,4 +23,5 @@ __all__ = [
     "Limits",
     "Method",
     "RpcError",
+    "StreamCall",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kvorum.errors import Code
 from kvorum.h2.frames import (
@@ -110,7 +110,7 @@ class Call(Stream):
         self._request: bytes | None = None
         self.method = method
         self.deadline: float | None = None
-        self.slot: set[Call] | None = None
+        self.slot: set[Any] | None = None
         self.on_message: Callable[[bytes], None] | None = None
         self.on_end: Callable[[], None] | None = None
         self.on_cancel: Callable[[], None] | None = None

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from kvorum.h2.call import Call
+from typing import Any, Final, Protocol
 
 _TICKS: Final = 200  # a second: calls end at most 5 ms, or 1.6 % of their timeout, late
 _FINE_BITS: Final = 7  # timeouts below 128 ticks get a slot for each tick
+
+
+class Expiring(Protocol):
+    """A call of either side; ``expire`` is called once its deadline has passed."""
+
+    deadline: float | None
+    slot: set[Any] | None
+
+    def expire(self) -> None: ...
 
 
 class Deadlines:
@@ -23,11 +29,11 @@ class Deadlines:
     __slots__ = ("_heap", "_on_armed", "_slots")
 
     def __init__(self, on_armed: Callable[[float], None]) -> None:
-        self._slots: dict[int, set[Call]] = {}
+        self._slots: dict[int, set[Expiring]] = {}
         self._heap: list[int] = []
         self._on_armed = on_armed
 
-    def add(self, call: Call, now: float, timeout: float) -> None:
+    def add(self, call: Expiring, now: float, timeout: float) -> None:
         """Put the call into the first slot that ends after its deadline."""
         deadline = call.deadline = now + timeout
         coarse = max(0, int(timeout * _TICKS).bit_length() - _FINE_BITS)
@@ -45,10 +51,10 @@ class Deadlines:
     def next_due(self) -> float | None:
         return self._heap[0] / _TICKS if self._heap else None
 
-    def expire(self, now: float) -> list[Call]:
+    def expire(self, now: float) -> list[Expiring]:
         """The calls whose time is over, earliest first."""
         heap = self._heap
-        late: list[Call] = []
+        late: list[Expiring] = []
         while heap and heap[0] <= now * _TICKS:
             late += self._slots.pop(heappop(heap))
         return late
