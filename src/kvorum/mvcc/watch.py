@@ -345,7 +345,7 @@ class WatchHub:
         responses = batch.responses(watcher.kind, places) if places else []
         rest = self._send(watcher, responses)
         if responses and responses[0] is not rest:
-            watcher.sent_rev = batch.last
+            watcher.was_sent = True
         if rest is not None:
             self._laggards.remove(watcher)
             self._block(watcher, rest.first)
@@ -373,9 +373,10 @@ class WatchHub:
         """
         self._now = now
         for watcher in self._progress.due(now, self.limits.progress_notices):
-            mark, watcher.progress_mark = watcher.progress_mark, self.rev
             crowd = watcher.crowd
-            if watcher.state is not State.SYNCED or crowd is None:
-                continue
-            if max(watcher.sent_rev, crowd.sent_rev) <= mark and watcher.writable():
-                watcher.send(self.front() + watcher.id_field)
+            if watcher.state is State.SYNCED and crowd is not None:
+                quiet = not watcher.was_sent and crowd.sent_rev <= watcher.progress_mark
+                if quiet and watcher.writable():
+                    watcher.send(self.front() + watcher.id_field)
+            watcher.was_sent = False
+            watcher.progress_mark = self.rev

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from kvorum import errors
 from kvorum.backend import Bucket
@@ -13,21 +12,14 @@ from kvorum.mvcc.store import Store
 from kvorum.mvcc.watch_types import Change
 from kvorum.types import Revision, RevKey
 
-READ_BYTES: Final = 1 << 20
-FEWEST: Final = 16
-MOST: Final = 1000
-"""Records per read of the backend: about `READ_BYTES`, judged by the size of those before. A read
-has a cost of its own, so that few large ones are better; but a thousand may be a gigabyte."""
-
 
 class StoreHistory:
     """A `WatchStore` over the real store."""
 
-    __slots__ = ("_batch", "_store")
+    __slots__ = ("_store",)
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._batch = FEWEST
 
     @property
     def rev(self) -> Revision:
@@ -38,20 +30,9 @@ class StoreHistory:
         return self._store.compact_rev
 
     def history(self, first: Revision, last: Revision) -> Iterator[Change]:
-        backend = self._store.backend
-        lo: bytes = rev_key(first)
-        end = before(last + 1)
-        while True:
-            limit = self._batch
-            items = backend.range(Bucket.KEY, lo, end, limit)
-            for rev, record in items:
-                yield RevKey(rev), key_of(record), record, None
-            if items:
-                size = sum(len(record) for _, record in items) // len(items) + 1
-                self._batch = min(max(READ_BYTES // size, FEWEST), MOST)
-            if len(items) < limit:
-                return
-            lo = items[-1][0] + b"\0"
+        records = self._store.backend.scan(Bucket.KEY, rev_key(first), before(last + 1))
+        for rev, record in records:
+            yield RevKey(rev), key_of(record), record, None
 
     def kv_at(self, key: bytes, rev: Revision) -> bytes | None:
         try:

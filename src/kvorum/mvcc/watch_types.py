@@ -120,9 +120,9 @@ class Watcher:
 
     ``next_rev`` is the first revision it has not been given; while SYNCED that is the hub's
     revision plus one, and ``next_rev`` is out of date. ``id_field`` is its encoded watch_id field,
-    empty for id 0. ``sent_rev`` and ``progress_mark`` serve progress notices: the revision of the
-    last response with events that was its own (its crowd remembers the others), and the revision
-    when the last notice was due.
+    empty for id 0. ``was_sent`` and ``progress_mark`` serve progress notices: whether history was
+    sent since the last notice was due (its crowd remembers the other events), and the revision at
+    that time.
     """
 
     __slots__ = (
@@ -136,9 +136,9 @@ class Watcher:
         "next_rev",
         "progress_mark",
         "send",
-        "sent_rev",
         "state",
         "stream",
+        "was_sent",
         "writable",
     )
 
@@ -157,5 +157,5 @@ class Watcher:
         self.send = stream.sink.send
         self.writable = stream.sink.writable
         self.lane = -1
-        self.sent_rev = 0
+        self.was_sent = False
         self.progress_mark = 0
