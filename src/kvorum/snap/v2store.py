@@ -76,10 +76,10 @@ def build_store(membership: Membership) -> bytes:
     members = tree.directory("/0/members")
     for member in sorted(membership.members, key=lambda member: member.id):
         _add_member(tree, members, member)
-    removed = tree.directory("/0/removed_members")
-    for member_id in sorted(membership.removed):
-        tree.add(removed, tree.leaf(f"/0/removed_members/{member_id:x}", ""))
-    children = [members, removed]
+    children = [members]
+    if membership.removed:
+        leaves = (tree.leaf(f"/0/removed_members/{each:x}", "") for each in membership.removed)
+        children.append(tree.directory("/0/removed_members", leaves))
     if membership.version is not None:
         children.append(tree.leaf("/0/version", membership.version))
     top = tree.directory("/0", children)
