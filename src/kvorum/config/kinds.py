@@ -84,6 +84,13 @@ class _Strings(Kind[tuple[str, ...]]):
         return tuple(_text(item) for item in value)
 
 
+class _StringSet(_Strings):
+    """The same, sorted and without repeats."""
+
+    def load(self, value: object) -> tuple[str, ...]:
+        return tuple(sorted(set(super().load(value))))
+
+
 class _JoinedStrings(Kind[tuple[str, ...]]):
     """A comma-joined list, in YAML too."""
 
@@ -147,7 +154,7 @@ UINT32: Final = _Int("uint32", 0, (1 << 32) - 1)
 DURATION: Final = _Duration()
 URLS: Final = _Urls()
 STRINGS: Final = _Strings("list", _split, _join)
-STRING_SET: Final = _Strings("list", _unique, _join)
+STRING_SET: Final = _StringSet("list", _unique, _join)
 HOSTS: Final = _JoinedStrings("list", _unique, _join)
 ORIGINS: Final = _JoinedStrings("list", _origins, _join)
 GATES: Final = Kind[FeatureGates]("Name=bool list", parse_gates, str)
