@@ -319,6 +319,7 @@ def test_many_streams_resume_in_bounded_steps(make_kit: MakeKit) -> None:
     for client in clients:
         client.read()
     kit.hub.sync_step()
+    assert kit.hub.blocked_total == 4
     assert sum(bool(client.sink.sent) for client in clients) == 3
     kit.settle()
     assert all(revisions(client) == [2] for client in clients)

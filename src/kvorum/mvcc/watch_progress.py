@@ -27,6 +27,9 @@ class ProgressClock:
         self._periods = [interval * (1 + lane / (10 * LANES)) for lane in range(LANES)]
         self._random = rng
 
+    def __len__(self) -> int:
+        return sum(map(len, self._lanes))
+
     def add(self, watcher: Watcher, now: float) -> None:
         lane = watcher.lane = self._random.randrange(LANES)
         self._lanes[lane][watcher] = now + self._periods[lane]
