@@ -15,6 +15,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -177,7 +178,8 @@ class RotatingFileSink:
         clock = time.localtime(now) if self.rotation.localtime else time.gmtime(now)
         stamp = time.strftime("%Y-%m-%dT%H-%M-%S", clock) + f".{int(now * 1000) % 1000:03d}"
         backup = self.path.with_name(f"{self.path.stem}-{stamp}{self.path.suffix}")
-        self.path.rename(backup)
+        with suppress(FileNotFoundError):  # somebody removed it: begin a new one
+            self.path.rename(backup)
         self._open()
         self._tidy()
 
