@@ -27,6 +27,7 @@ from kvorum.raft.types import (
 )
 from kvorum.snap import (
     BoltFile,
+    BoltLocked,
     BoltWriter,
     Membership,
     Snapshotter,
@@ -251,6 +252,8 @@ def our_data(tmp_path: Path) -> Path:
 def test_etcd_starts_from_files_that_we_wrote(our_data: Path) -> None:
     snap = our_data / "member" / "snap"
     with GoEtcd(our_data, "--unsafe-no-fsync") as server:
+        with pytest.raises(BoltLocked):
+            BoltFile(snap / "db")
         everything = pb.RangeRequest(key=b"\0", range_end=b"\0", count_only=True)
         assert server.call("KV/Range", everything, pb.RangeResponse).count == KEYS + 2
         one = server.call("KV/Range", pb.RangeRequest(key=b"k002999"), pb.RangeResponse).kvs[0]

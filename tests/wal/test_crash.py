@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import wal_layout
-from power import Disk, PowerCut
+from power_cut import Disk, PowerCut
 
 from kvorum import wal
 from kvorum.raft.types import ConfState, Entry, EntryType, HardState

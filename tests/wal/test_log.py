@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import stat
 import threading
 from collections.abc import Iterator
@@ -130,6 +131,31 @@ def test_batches_must_be_written_in_order(log: WAL) -> None:
         log.write(second)
     with pytest.raises(wal.WALError, match="out of order"):
         log.write(first)
+
+
+def test_one_thread_encodes_while_another_writes(log: WAL) -> None:
+    batches: queue.SimpleQueue[wal.WriteBatch | None] = queue.SimpleQueue()
+    failures: list[BaseException] = []
+
+    def write_in_turn() -> None:
+        try:
+            while (batch := batches.get()) is not None:
+                log.write(batch)
+        except BaseException as error:
+            failures.append(error)
+
+    writer = threading.Thread(target=write_in_turn)
+    writer.start()
+    for index in range(1, 1001):
+        batches.put(log.encode(HardState(1, 1, index - 1), [entry(index, data=b"x" * 50)]))
+        if index % 100 == 0:
+            log.release_to(index)
+    batches.put(None)
+    writer.join()
+    assert not failures
+    log.close()
+    wal_layout.check_log(log.directory)
+    assert len(wal.read_log(log.directory).entries) == 1000
 
 
 def test_a_commit_alone_is_kept_back_for_the_next_sync(log: WAL) -> None:

@@ -173,6 +173,21 @@ def test_etcd_goes_on_where_we_wrote(small_data: Path, tmp_path: Path) -> None:
 # What each makes of damage. The log is small so that the server starts fast.
 
 
+def test_each_sees_the_locks_of_the_other(small_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    directory = data / "member" / "wal"
+    with GoEtcd(data, "--unsafe-no-fsync"):
+        with pytest.raises(wal.SegmentLocked, match="held by another process"):
+            open_log(directory)
+        assert wal.read_log(directory).entries
+    log, _ = open_log(directory)
+    with GoEtcd(data, may_fail=True) as server:
+        assert not server.ready
+    assert any("file already locked" in line for line in server.log)
+    log.close()
+
+
 @dataclass
 class Victim:
     content: bytearray

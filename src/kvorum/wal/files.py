@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,9 @@ PRIVATE_DIRECTORY: Final = 0o700
 
 # struct flock of a 64-bit Linux: type, whence, start, length (0: to the end), pid.
 _WRITE_LOCK: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-_OFD_SETLK: Final[int | None] = getattr(fcntl, "F_OFD_SETLK", None)
+_OFD_SETLK: Final[int | None] = (
+    getattr(fcntl, "F_OFD_SETLK", None) if sys.platform == "linux" else None
+)
 
 lg = get_logger()
 
@@ -105,7 +108,10 @@ def purge(directory: Path, suffix: str, keep: int) -> list[Path]:
     removed = []
     for name in names[: max(0, len(names) - keep)]:
         path = directory / name
-        fd = open_locked(path, os.O_WRONLY)
+        try:
+            fd = open_locked(path, os.O_WRONLY)
+        except FileNotFoundError:  # removed by somebody else since it was listed
+            continue
         if fd is None:
             break
         try:

@@ -254,11 +254,14 @@ class WAL:
             del held[: max(0, needed)]
 
     def purge(self, max_wals: int) -> list[Path]:
-        """Remove the oldest segments beyond ``max_wals``, but none that is locked."""
+        """Remove the oldest segments beyond ``max_wals``, but none that is locked. May block."""
         return purge(self.directory, ".wal", max_wals)
 
     def close(self) -> None:
-        """Write what was kept back, unless the log has failed, and let the files go."""
+        """Write what was kept back, unless the log has failed, and let the files go.
+
+        The writing thread must have come to its end.
+        """
         if self._closed:
             return
         self._closed = True
