@@ -147,7 +147,13 @@ def compare(options: argparse.Namespace, workloads: Sequence[Workload], root: Pa
     path = options.json or RESULTS / time.strftime("%Y%m%d-%H%M%S.json")
     report.write_json(path, report.as_json(outcomes, labels, context))
     say(f"written: {path}")
-    return 1 if any(outcome.errors for outcome in outcomes) else 0
+    return 1 if any(outcome.errors or lost_data(outcome) for outcome in outcomes) else 0
+
+
+def lost_data(outcome: Outcome) -> bool:
+    """Whether Kvorum lost something; that etcd did is told but is not our failure."""
+    lost = outcome.summary("kvorum").get("lost")
+    return lost is not None and lost.high > 0
 
 
 def show(outcomes: Sequence[Outcome], labels: Sequence[str]) -> None:

@@ -47,6 +47,7 @@ METRICS: Final = {
     "during_read_p99_ms": Metric("gets p99 ms meanwhile", 2, "lower"),
     "during_write_p99_ms": Metric("puts p99 ms meanwhile", 2, "lower"),
     "stall_ms": Metric("longest stall ms", 1, "lower"),
+    "lost": Metric("answered puts lost", 0, "lower"),
     "refused": Metric("requests refused", 0, "lower"),
     "database_mib": Metric("database MiB", 1, "lower"),
     "database_before_mib": Metric("database before, MiB", 1, "lower"),

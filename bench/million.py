@@ -80,15 +80,18 @@ class LargeStore:
 
     def _check_count(self, uncertain: int = 0) -> None:
         """All keys that were put must be there; those of ``uncertain`` failed puts may be."""
-        client = Client(self._member.port)
-        try:
-            found = client.count(PREFIX)
-        finally:
-            client.close()
+        found = self._count()
         expected = self._keys + self._extra
         if not expected <= found <= expected + uncertain:
             raise LoadError(f"{found} keys, not the {expected} that were put")
         self._extra = found - self._keys
+
+    def _count(self) -> int:
+        client = Client(self._member.port)
+        try:
+            return client.count(PREFIX)
+        finally:
+            client.close()
 
     def memory(self) -> Sample:
         time.sleep(QUIET_SECONDS)
@@ -109,20 +112,26 @@ class LargeStore:
 
     def restart(self) -> Sample:
         stopped = self._member.stop()
-        return {"stop_seconds": stopped, **self._start()}
+        started = self._member.start()
+        self._check_count()
+        memory = self._member.memory().resident
+        return {"stop_seconds": stopped, "start_seconds": started, "restart_mib": memory}
 
     def crash(self) -> Sample:
-        """Some puts more, then SIGKILL: what was answered must be there afterwards."""
+        """Some puts more, then SIGKILL: what was answered must be there afterwards.
+
+        What is missing is a result, not an end of the run: etcd 3.5.0 to 3.5.2 are known to lose
+        entries when they are killed under load.
+        """
         source = sources.puts(PREFIX + b"crash/")
         with load_of(self._member, source, 10, self._indexed) as load:
             self._extra += len(ClosedLoop(load, 10).send(5_000).latencies)
         self._member.kill()
-        return self._start()
-
-    def _start(self) -> Sample:
         started = self._member.start()
-        self._check_count()
-        return {"start_seconds": started, "restart_mib": self._member.memory().resident}
+        lost = self._keys + self._extra - self._count()
+        self._extra -= lost
+        memory = self._member.memory().resident
+        return {"start_seconds": started, "restart_mib": memory, "lost": float(lost)}
 
     def compaction(self) -> Sample:
         client = Client(self._member.port)

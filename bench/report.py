@@ -65,6 +65,9 @@ def notes(outcome: Outcome, labels: Sequence[str]) -> list[str]:
         summary = outcome.summary(label)
         if not summary:
             continue
+        lost = summary.get("lost")
+        if lost is not None and lost.high > 0:
+            said.append(f"{label} LOST up to {lost.high:,.0f} puts that it had answered with OK")
         busy = summary.get("generator_busy")
         if busy is not None and busy.middle > GENERATOR_BOUND:
             said.append(f"{label}: the load generator was the bottleneck ({busy.middle:.0%} busy)")

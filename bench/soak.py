@@ -46,6 +46,8 @@ FLAGS: Final = (
 LONG_RUN: Final = 150.0
 """Seconds from which on every kind of maintenance must have been seen."""
 
+LEASE_SECONDS: Final = (2, 3, 4)
+RENEWALS: Final = 4
 TRAFFIC_CONNECTIONS: Final = 8
 CATCH_UP_REVISIONS: Final = 200
 
@@ -158,9 +160,8 @@ class Soak:
 
     async def _start_lease(self) -> None:
         choice = self._random.randrange(3)
-        life = self._leases.one(
-            self._random.choice((2, 3, 4)), 4 if choice == 1 else 0, revoke=choice == 2
-        )
+        seconds = self._random.choice(LEASE_SECONDS)
+        life = self._leases.one(seconds, RENEWALS if choice == 1 else 0, revoke=choice == 2)
         task = asyncio.get_running_loop().create_task(life)
         self._lives.add(task)
         task.add_done_callback(self._life_over)
@@ -174,8 +175,9 @@ class Soak:
         """Let the leases end and the last events come."""
         if self._lives:
             await asyncio.wait(self._lives, timeout=60)
-        deadline = _clock() + LOST_AFTER
-        while any(ledger.waiting for ledger in ledgers) and _clock() < deadline:
+        for _ in range(int(LOST_AFTER / TICK)):
+            if not any(ledger.waiting for ledger in ledgers):
+                break
             await asyncio.sleep(TICK)
         for ledger in ledgers:
             ledger.overdue(float("inf"))

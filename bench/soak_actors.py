@@ -208,7 +208,11 @@ class Traffic:
 
 
 class Watcher:
-    """Watches a range on a stream of its own; every event goes to ``on_event``."""
+    """Watches a range on a stream of its own; every event goes to ``on_event``.
+
+    ``first`` is set by the first event and, as all others, when the server ends the watch, for
+    instance because the start has been compacted; ``compacted`` then has the revision.
+    """
 
     def __init__(
         self,
@@ -220,6 +224,7 @@ class Watcher:
     ) -> None:
         self._on_event = on_event
         self.created = asyncio.Event()
+        self.first = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.compacted = 0
         self._id = 0
@@ -236,11 +241,12 @@ class Watcher:
             self._id = response.watch_id
             self.created.set()
         for event in response.events:
+            self.first.set()
             self._on_event(event, now)
         if response.canceled:
             self.compacted = response.compact_revision
-            self.created.set()
-            self.cancelled.set()
+            for signal in (self.created, self.first, self.cancelled):
+                signal.set()
 
     def cancel(self) -> None:
         """Ask the server to end the watch; ``cancelled`` is set when it says it has."""
@@ -264,7 +270,6 @@ async def catch_up(client: AsyncClient, findings: Findings, group: int, back: in
     status = await client.call(api.STATUS, pb.StatusRequest(), pb.StatusResponse)
     start = max(1, status.header.revision - back)
     last = start - 1
-    caught = asyncio.Event()
 
     def on_event(event: mvccpb.Event, now: float) -> None:
         nonlocal last
@@ -273,10 +278,9 @@ async def catch_up(client: AsyncClient, findings: Findings, group: int, back: in
             text = f"revision {revision} after {last} on catching up"
             findings.fault("event repeated or out of order", text)
         last = revision
-        caught.set()
 
     watcher = Watcher(client, group_prefix(group), on_event, start=start)
-    await wait_all([watcher.created, caught])
+    await wait_all([watcher.created, watcher.first])
     watcher.cancel()
     await wait_all([watcher.cancelled])
     watcher.close()
@@ -388,7 +392,7 @@ class Maintenance:
     async def look(self) -> int:
         """The compacted revision: a watch from revision 1 is refused with it."""
         watcher = Watcher(self._client, b"soak/", lambda event, now: None, start=1)
-        await wait_all([watcher.created])
+        await wait_all([watcher.first])
         compacted = watcher.compacted
         watcher.close()
         if compacted > self._compacted:
@@ -398,10 +402,10 @@ class Maintenance:
         return compacted
 
     async def compact(self) -> None:
-        """Compact a quarter of the history, so that the server's own turn has work left."""
+        """Compact a tenth of the history, so that the server's own turn has work left."""
         compacted = await self.look()
         status = await self._client.call(api.STATUS, pb.StatusRequest(), pb.StatusResponse)
-        target = compacted + (status.header.revision - compacted) // 4
+        target = compacted + (status.header.revision - compacted) // 10
         if target <= compacted:
             return
         request = pb.CompactionRequest(revision=target, physical=True)
