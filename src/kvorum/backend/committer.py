@@ -155,10 +155,11 @@ class Committer:
             self._answer(None)
 
     def _take(self) -> None:
+        self._batches = self._source.take()
+        # Only now: what the pre-commit hook put has set it again.
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._batches = self._source.take()
         self._started = time.perf_counter()
 
     def _submit(self, worker: Worker[Sizes]) -> None:

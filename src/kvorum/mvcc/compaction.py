@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final
 from kvorum import failpoint
 from kvorum.backend import Bucket, ReadView
 from kvorum.mvcc.hash import HashSpec, KeyValueHash, hash_records
+from kvorum.mvcc.history import HEAD, SLOT, History, revisions
 from kvorum.mvcc.index import Entry
-from kvorum.mvcc.key_index import KeyIndex
 from kvorum.mvcc.restore import FINISHED
 from kvorum.mvcc.revision import before, rev_key
 from kvorum.mvcc.shards import RevShards
@@ -56,7 +56,7 @@ class Compaction:
         self._previous = previous
         self._hashed = hashed
         self._position: bytes | None = None
-        self._lists: list[list[RevKey]] = []
+        self._forgotten: list[tuple[History, int]] = []
         self._gone = RevShards()
         self._any_kept = False
         self._indexed = False
@@ -85,11 +85,11 @@ class Compaction:
         """Compact a slice of the index; True when there is no more."""
         if self.abandoned:
             return True
-        if self._lists:
+        if self._forgotten:
             self._remember()
         elif not self._indexed:
             self._compact_slice()
-        return self._indexed and not self._lists
+        return self._indexed and not self._forgotten
 
     def _compact_slice(self) -> None:
         store = self._store
@@ -102,30 +102,29 @@ class Compaction:
             self._position = entries[-1][0]
         if len(entries) < INDEX_SLICE:
             self._indexed = True
-            self._lists.append(store.index.take_orphans(before(self.rev + 1)))
+            self._gone.add(store.index.take_orphans(before(self.rev + 1)))
 
     def _compact_entries(self, entries: list[tuple[bytes, Entry]]) -> None:
         index, bound, rev = self._store.index, before(self.rev + 1), self.rev
         for key, entry in entries:
-            if isinstance(entry, KeyIndex):
-                gone, kept = entry.compact(rev)
-                self._lists += gone
+            if isinstance(entry, History):
+                cut, kept = index.compact(key, entry, rev)
+                if cut > HEAD:
+                    self._forgotten.append((entry, cut))
                 self._any_kept = self._any_kept or kept
-                index.settle(key, entry)
             elif entry < bound:
                 self._any_kept = True
 
     def _remember(self) -> None:
-        """A key may have millions of revisions: they too are taken in pieces."""
+        """A key may have millions of revisions: they too are taken in pieces, from the end."""
         room = INDEX_SLICE
-        while self._lists and room > 0:
-            revs = self._lists[-1]
-            part = revs[-room:]
-            del revs[-room:]
-            self._gone.add(part)
-            room -= len(part)
-            if not revs:
-                self._lists.pop()
+        while self._forgotten and room > 0:
+            history, end = self._forgotten.pop()
+            start = max(HEAD, end - room * SLOT)
+            self._gone.add(revisions(history, start, end))
+            room -= (end - start) // SLOT
+            if start > HEAD:
+                self._forgotten.append((history, start))
 
     def hash(self, view: ReadView) -> KeyValueHash:
         """The hash of what this compaction covers, from a view of before its deletions that has

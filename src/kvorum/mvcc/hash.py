@@ -17,6 +17,7 @@ import google_crc32c
 from kvorum.backend import Bucket, ReadView
 from kvorum.backend.bucket import Item
 from kvorum.backend.hash import CHUNK, extend, politely
+from kvorum.mvcc.history import kept_at
 from kvorum.mvcc.index import Entry, Index
 from kvorum.mvcc.revision import before, is_tombstone, main_of
 from kvorum.mvcc.shards import SHARD_BYTES, RevShards
@@ -113,7 +114,7 @@ class KeepScan:
             if isinstance(entry, bytes):
                 found = entry if entry < bound else None
             else:
-                found = entry.kept_at(rev)
+                found = kept_at(entry, rev)
             if found is not None:
                 self._any = True
                 if found < border:

@@ -1,8 +1,8 @@
 """The index: user key -> where its revisions are, in memory, ordered by key.
 
 Most keys have exactly one revision, and for them the entry is just that RevKey (a live one, never
-a tombstone). A key with history has a `KeyIndex`. The keys among these that are deleted now are
-also in a set of their own, so that counting live keys is a subtraction and not a walk.
+a tombstone). A key with more has a `History`. The keys among these that are deleted now are also
+in a set of their own, so that counting live keys is a subtraction and not a walk.
 
 Ranges are etcd's: an empty end means the one key, an end of one zero byte means to the last key.
 """
@@ -13,21 +13,28 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final, cast
 
-from BTrees.OOBTree import OOBTree, OOTreeSet
+from BTrees.OOBTree import OOTreeSet
 
-from kvorum.mvcc.key_index import KeyIndex
-from kvorum.mvcc.kv import header_of
+from kvorum.mvcc.history import (
+    HEAD,
+    SLOT,
+    History,
+    append_put,
+    append_tombstone,
+    cut_at,
+    is_dead,
+    keep_from,
+    live_at,
+    new_history,
+    newest,
+)
+from kvorum.mvcc.kv import create_and_version
 from kvorum.mvcc.revision import before
+from kvorum.mvcc.tree import Tree, build
 from kvorum.types import RevKey
 
-Entry = RevKey | KeyIndex
+Entry = RevKey | History
 TO_THE_END: Final = b"\x00"
-
-
-class _Tree(OOBTree):  # type: ignore[misc] # BTrees is not typed
-    """With larger leaves than the default: less memory a key, and no slower."""
-
-    max_leaf_size = 60
 
 
 class Index:
@@ -36,12 +43,15 @@ class Index:
 
     def __init__(self, load: Callable[[RevKey], bytes]) -> None:
         self._load = load
-        self._tree = _Tree()
         self._dead = OOTreeSet()
         self._orphans: list[RevKey] = []
-        self.setdefault: Callable[[bytes, RevKey], Entry] = self._tree.setdefault
+        self._use(Tree())
+
+    def _use(self, tree: Tree) -> None:
+        self._tree = tree
+        self.setdefault: Callable[[bytes, RevKey], Entry] = tree.setdefault
         """``setdefault(key, rev)`` is the first half of a put: it is done if `rev` comes back."""
-        self.get: Callable[[bytes], Entry | None] = self._tree.get
+        self.get: Callable[[bytes], Entry | None] = tree.get
 
     def __len__(self) -> int:
         """How many keys are live."""
@@ -53,31 +63,20 @@ class Index:
         """The second half of a put, for a key that has an entry: create revision and version of
         the new revision, and the live one before it."""
         if isinstance(entry, bytes):
-            header = header_of(self._load(entry))
-            assert header.version > 0, f"record of {entry.hex()} has no version"
-            version = header.version + 1
-            self._tree[key] = KeyIndex([entry, rev], header.create, version)
-            return header.create, version, entry
-        revs = entry.revs
-        if not revs:
+            create, version = create_and_version(self._load(entry))
+            entry = new_history(entry, create, version)
+            self._tree[key] = entry
+        elif is_dead(entry):
             self._dead.remove(key)
-            revs.append(rev)
-            entry.created = main
-            entry.version = 1
-            return main, 1, None
-        previous = revs[-1]
-        assert previous < rev, (previous, rev)
-        revs.append(rev)
-        entry.version = version = entry.version + 1
-        return entry.created, version, previous
+        return append_put(entry, rev, main)
 
     def delete(self, key: bytes, tombstone: RevKey) -> None:
         """End the life of a live key."""
         entry = self._tree[key]
         if isinstance(entry, bytes):
-            entry = KeyIndex([cast(RevKey, entry)], 0, 0)
+            entry = new_history(cast(RevKey, entry), 0, 0)
             self._tree[key] = entry
-        entry.end_life(tombstone)
+        append_tombstone(entry, tombstone)
         self._dead.insert(key)
 
     def _values(self, key: bytes, end: bytes) -> Iterable[Entry]:
@@ -93,19 +92,14 @@ class Index:
     def live(self, key: bytes) -> RevKey | None:
         """The current revision of one key."""
         entry = self.get(key)
-        if entry is None or isinstance(entry, bytes):
-            return entry
-        return entry.revs[-1] if entry.revs else None
+        return None if entry is None else _live(entry)
 
     def live_at(self, key: bytes, main: int) -> RevKey | None:
         """The revision of one key as of `main`."""
         entry = self.get(key)
         if entry is None:
             return None
-        bound = before(main + 1)
-        if isinstance(entry, bytes):
-            return entry if entry < bound else None
-        return entry.live_at(bound)
+        return _live_at(entry, before(main + 1))
 
     def range(self, key: bytes, end: bytes, limit: int = 0) -> list[RevKey]:
         """The current revisions of the live keys in a range, by key; `limit` of them, 0 for all."""
@@ -113,11 +107,11 @@ class Index:
             found = self.live(key)
             return [] if found is None else [found]
         live = (
-            entry if type(entry) is bytes else entry.revs[-1]  # type: ignore[union-attr]
+            entry if type(entry) is bytes else bytes(entry[-SLOT:-1])
             for entry in self._values(key, end)
-            if type(entry) is bytes or entry.revs  # type: ignore[union-attr]
+            if type(entry) is bytes or not entry[-1]
         )
-        return list(islice(live, limit or None))
+        return cast(list[RevKey], list(islice(live, limit or None)))
 
     def range_at(self, key: bytes, end: bytes, main: int, limit: int = 0) -> list[RevKey]:
         """The same as of an earlier revision."""
@@ -125,7 +119,9 @@ class Index:
             found = self.live_at(key, main)
             return [] if found is None else [found]
         bound = before(main + 1)
-        live = (rev for entry in self._values(key, end) if (rev := _at(entry, bound)) is not None)
+        live = (
+            rev for entry in self._values(key, end) if (rev := _live_at(entry, bound)) is not None
+        )
         return list(islice(live, limit or None))
 
     def live_items(self, key: bytes, end: bytes) -> list[tuple[bytes, RevKey]]:
@@ -153,7 +149,11 @@ class Index:
         if not end:
             return 0 if self.live_at(key, main) is None else 1
         bound = before(main + 1)
-        return sum(1 for entry in self._values(key, end) if _at(entry, bound) is not None)
+        entries = list(self._values(key, end))
+        histories = [entry for entry in entries if type(entry) is History]
+        single = (entry for entry in entries if type(entry) is bytes)
+        alive = sum(1 for history in histories if live_at(history, bound) is not None)
+        return alive + sum(map(bound.__gt__, single))
 
     def slice_after(self, key: bytes | None, size: int) -> list[tuple[bytes, Entry]]:
         """The next entries in key order, for work done in pieces."""
@@ -166,37 +166,38 @@ class Index:
         self._orphans = [rev for rev in self._orphans if rev >= bound]
         return taken
 
-    def settle(self, key: bytes, entry: KeyIndex) -> None:
-        """After compaction: back to the short form, or out of the index, where that is possible."""
-        if entry.older:
-            return
-        if not entry.revs:
+    def compact(self, key: bytes, entry: History, at: int) -> tuple[int, bool]:
+        """Forget what a compaction at `at` need not keep of a key: the offset in `entry`, which is
+        no longer the index's, up to which slots are forgotten, and whether one at or before `at`
+        is left."""
+        cut, kept = cut_at(entry, at)
+        if cut == len(entry):
             del self._tree[key]
             self._dead.remove(key)
-        elif len(entry.revs) == 1:
-            self._tree[key] = entry.revs[0]
+        elif cut + SLOT == len(entry) and not is_dead(entry):
+            self._tree[key] = newest(entry)
+        elif cut > HEAD:
+            self._tree[key] = keep_from(entry, cut)
+        return cut, kept
 
     def load_all(self, entries: dict[bytes, Entry], orphans: list[RevKey]) -> None:
         """Fill an empty index. `orphans` are revisions in the backend that no entry has."""
         assert not self._tree, "the index is not empty"
         self._orphans = orphans
-        self._tree.update(sorted(entries.items(), key=_key))
+        keys = sorted(entries)
+        self._use(build(keys, list(map(entries.__getitem__, keys))))
         self._dead.update(
-            key for key, entry in entries.items() if type(entry) is KeyIndex and not entry.revs
+            key for key, entry in entries.items() if type(entry) is History and is_dead(entry)
         )
-
-
-def _key(item: tuple[bytes, Entry]) -> bytes:
-    return item[0]
 
 
 def _live(entry: Entry) -> RevKey | None:
     if isinstance(entry, bytes):
         return entry
-    return entry.revs[-1] if entry.revs else None
+    return None if entry[-1] else newest(entry)
 
 
-def _at(entry: Entry, bound: bytes) -> RevKey | None:
+def _live_at(entry: Entry, bound: bytes) -> RevKey | None:
     if isinstance(entry, bytes):
         return entry if entry < bound else None
-    return entry.live_at(bound)
+    return live_at(entry, bound)

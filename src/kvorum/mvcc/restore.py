@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 
 from kvorum.backend import Backend, Bucket
 from kvorum.backend.bucket import Item
+from kvorum.mvcc.history import append_put, append_tombstone, is_dead, new_history
 from kvorum.mvcc.index import Entry, Index
-from kvorum.mvcc.key_index import KeyIndex
-from kvorum.mvcc.kv import header_of, key_of, lease_of
+from kvorum.mvcc.kv import create_and_version, key_of, lease_of
 from kvorum.mvcc.revision import REV_KEY_LEN, main_of
 from kvorum.types import RevKey
 
@@ -100,26 +100,20 @@ class _Loader:
 
     def _add_another(self, key: bytes, entry: Entry, rev: RevKey, record: bytes) -> None:
         if isinstance(entry, bytes):
-            header = header_of(record)
-            self.entries[key] = KeyIndex([entry, rev], header.create, header.version)
-        elif entry.revs:
-            entry.revs.append(rev)
-            entry.version += 1
-        else:
-            entry.revs.append(rev)
-            entry.created = main_of(rev)
-            entry.version = 1
+            # Its own version is not known, but it is one less than that of the next.
+            create, version = create_and_version(record)
+            entry = self.entries[key] = new_history(entry, create, version - 1)
+        append_put(entry, rev, main_of(rev))
 
     def _add_tombstone(self, key: bytes, rev: RevKey) -> None:
         self.leased.pop(key, None)
         entry = self.entries.get(key)
         if entry is None:
-            entry = self.entries[key] = KeyIndex([], 0, 0)
-            entry.older.append([rev])
+            self.entries[key] = new_history(rev, 0, 0)
         elif isinstance(entry, bytes):
-            entry = self.entries[key] = KeyIndex([entry], 0, 0)
-            entry.end_life(rev)
-        elif entry.revs:
-            entry.end_life(rev)
-        else:
+            entry = self.entries[key] = new_history(entry, 0, 0)
+            append_tombstone(entry, rev)
+        elif is_dead(entry):
             self.orphans.append(rev)
+        else:
+            append_tombstone(entry, rev)

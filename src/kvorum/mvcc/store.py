@@ -78,6 +78,7 @@ class Store:
         self.leases: LeaseAttacher = NoLeases() if leases is None else leases
         self.changes: list[Change] = []
         self.compactions: deque[Compaction] = deque()
+        """Those not yet carried out, in order. Whoever runs them takes them out."""
         self.hashes: list[KeyValueHash] = []
         self._reset()
 
@@ -88,7 +89,7 @@ class Store:
         self.changes.clear()
         for job in self.compactions:
             job.abandoned = True
-        self.compactions.clear()
+        self.compactions = deque()  # whoever runs the old ones keeps the old queue
         self.scans: list[KeepScan] = []
         self.writing = False
 
