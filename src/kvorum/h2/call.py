@@ -17,6 +17,7 @@ from kvorum.h2.frames import (
 )
 from kvorum.h2.heads import RequestHead, refusal_block
 from kvorum.h2.hpack import Field, encode
+from kvorum.h2.http import Certificate
 from kvorum.h2.message import Inbox, frame_message
 from kvorum.h2.method import Method
 from kvorum.h2.status import RpcError, encode_message
@@ -138,6 +139,11 @@ class Call(Stream):
         """Where the client is, as text."""
         return self.conn.peer
 
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the client proved by TLS, as ``SSLSocket.getpeercert`` gives it."""
+        return self.conn.certificate
+
     # --- answering ------------------------------------------------------------------------------
 
     def reply(self, message: bytes) -> None:
@@ -210,6 +216,10 @@ class Call(Stream):
         self._settle(code)
         self.conn.answers += 1
         block = _OK_BLOCK if code == 0 else status_block(code, message, alone=alone)
+        if len(block) > self.conn.peer_header_list:
+            self.drop_backlog()
+            self.conn.reset_stream(self.sid, ErrorCode.INTERNAL_ERROR)
+            return
         tail = headers(self.sid, block, end_stream=True, max_frame=self.conn.peer_frame)
         if not self.peer_done:
             # RFC 9113 section 8.1: the answer is complete, the rest of the request is not wanted.

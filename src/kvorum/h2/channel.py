@@ -135,6 +135,8 @@ class Channel:
     ) -> None:
         """``path`` is a unix socket's, instead of host and port. ``metadata`` goes with each
         call. ``limits.keepalive_interval`` above 0 turns client pings on."""
+        if ssl is not None:
+            ssl.set_alpn_protocols(["h2"])
         self.limits = limits
         self.links: set[_Link] = set()
         self._where = (host, port, path)

@@ -17,13 +17,13 @@ from collections.abc import Callable
 from typing import Final
 
 from kvorum.h2 import frames
+from kvorum.h2.assembly import HeadAssembly
 from kvorum.h2.frames import (
     ACK,
     CONTINUATION,
     DATA,
     DEFAULT_FRAME_SIZE,
     DEFAULT_WINDOW,
-    END_HEADERS,
     END_STREAM,
     FRAME_HEAD,
     FRAME_NAMES,
@@ -34,7 +34,6 @@ from kvorum.h2.frames import (
     PING,
     PREFACE,
     PRIORITY,
-    PRIORITY_FLAG,
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
@@ -88,11 +87,8 @@ class Endpoint:
         self.recv_left = limits.connection_window
         self.decoder = Decoder()
         self._rest = b""
-        self._block: list[bytes] = []
-        self._block_size = 0
-        self._block_sid = 0
-        self._block_flags = 0
-        self._block_since = _NEVER
+        self._rest_since = now
+        self._assembly = HeadAssembly(limits)
         self._lingering: dict[int, None] = {}
         self._resets = Bucket(limits.reset_burst, limits.reset_rate, now)
         self._nuisance = Bucket(limits.nuisance_burst, limits.nuisance_rate, now)
@@ -110,6 +106,8 @@ class Endpoint:
             data = self._rest + data
         try:
             used = self._frames(data)
+            if used or not self._rest:
+                self._rest_since = now
             self._rest = data[used:] if used < len(data) else b""
             self._after_frames()
         except ConnectionFault as fault:
@@ -199,6 +197,8 @@ class Endpoint:
         if used > window >> 2:
             self.recv_left = window
             self.out.append(frames.window_update(0, used))
+        if self._rest:
+            self.set_check(self.now + self.limits.header_timeout)
         if self.ready:
             self._refill()
             self._pump()
@@ -259,7 +259,8 @@ class Endpoint:
         sid &= 0x7FFFFFFF  # RFC 9113 section 4.1: the reserved bit is ignored
         if length > self.limits.max_frame_size:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} bytes")
-        if self._block_sid and (kind != CONTINUATION or sid != self._block_sid):
+        due = self._assembly.sid
+        if due and (kind != CONTINUATION or sid != due):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "6.10: CONTINUATION expected")
         if not self.settled and (kind != SETTINGS or flags & ACK):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "3.4: SETTINGS must come first")
@@ -276,7 +277,7 @@ class Endpoint:
         if kind >= len(FRAME_NAMES):
             self.count_nuisance("unknown frames")
             return
-        if kind == CONTINUATION and self._block_sid:
+        if kind == CONTINUATION and self._assembly.sid:
             self._continuation(flags, payload)
             return
         state = self.state(sid) if sid else State.ZERO
@@ -336,43 +337,16 @@ class Endpoint:
     # --- heads ----------------------------------------------------------------------------------
 
     def _head(self, flags: int, sid: int, payload: bytes) -> None:
-        block = frames.unpad(flags, payload)
-        if flags & PRIORITY_FLAG:
-            if len(block) < 5:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without its priority")
-            self._check_dependency(sid, block)
-            block = block[5:]
-        if flags & END_HEADERS:
-            self._head_block(sid, block, flags & END_STREAM != 0)
-            return
-        self._block = [block]
-        self._block_size = len(block)
-        self._block_sid = sid
-        self._block_flags = flags
-        self._block_since = self.now
-        self.set_check(self.now + self.limits.header_timeout)
-
-    def _check_dependency(self, sid: int, block: bytes) -> None:
-        if int.from_bytes(block[:4], "big") & 0x7FFFFFFF == sid:
-            # RFC 7540 section 5.3.1 had a stream error here, but a head that is not decoded
-            # would leave the header table behind. RFC 9113 dropped priorities.
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream depends on itself")
+        block = self._assembly.begin(flags, sid, payload, self.now)
+        if block is not None:
+            self._head_block(*block)
+        else:
+            self.set_check(self.now + self.limits.header_timeout)
 
     def _continuation(self, flags: int, payload: bytes) -> None:
-        self._block.append(payload)
-        self._block_size += len(payload)
-        limits = self.limits
-        if self._block_size > limits.max_header_block or len(self._block) > (
-            1 + limits.max_continuations
-        ):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
-        if flags & END_HEADERS:
-            block = b"".join(self._block)
-            sid = self._block_sid
-            self._block = []
-            self._block_sid = 0
-            self._block_since = _NEVER
-            self._head_block(sid, block, self._block_flags & END_STREAM != 0)
+        block = self._assembly.add(flags, payload)
+        if block is not None:
+            self._head_block(*block)
 
     def _head_block(self, sid: int, block: bytes, end: bool) -> None:
         state = self.state(sid)
@@ -414,7 +388,9 @@ class Endpoint:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS not a multiple of six")
         if self.settled:
             self.count_nuisance("SETTINGS frames")
-        for key, value in frames.parse_settings(payload):
+        # Of a parameter that is repeated the last counts; each window change costs a look at
+        # all streams, so that applying all of them would be an amplifier.
+        for key, value in dict(frames.parse_settings(payload)).items():
             self._apply_setting(key, value)
         self.out.append(frames.frame(SETTINGS, ACK, 0, b""))
         if not self.settled:
@@ -513,6 +489,9 @@ class Endpoint:
         self.count_reset()
         self.reset_stream(fault.sid, fault.code)
 
+    choked = False
+    """Never: HTTP/2 has flow control of its own."""
+
     # --- bounds ---------------------------------------------------------------------------------
 
     def count_reset(self) -> None:
@@ -543,10 +522,16 @@ class Endpoint:
         self.next_check = _NEVER
         if self.closed:
             return
-        if self._block_since + self.limits.header_timeout <= now:
-            self.terminate(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "head not completed"))
-        elif self._block_sid:
-            self.set_check(self._block_since + self.limits.header_timeout)
+        self._await_rest(self._assembly.since, "head not completed")
+        if self._rest:
+            self._await_rest(self._rest_since, "frame not completed")
+
+    def _await_rest(self, since: float, what: str) -> None:
+        due = since + self.limits.header_timeout
+        if due <= self.now:
+            self.terminate(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, what))
+        else:
+            self.set_check(due)
 
 
 _HANDLERS: Final[dict[int, Callable[[Endpoint, int, int, bytes], None]]] = {

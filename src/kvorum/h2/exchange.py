@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kvorum.h2.frames import DATA, END_STREAM, ErrorCode, frame, headers, rst_stream
 from kvorum.h2.heads import RequestHead
@@ -14,7 +14,9 @@ from kvorum.h2.stream import Stream
 if TYPE_CHECKING:
     from kvorum.h2.server_core import ServerConnection
 
-_HOP_BY_HOP = frozenset(("connection", "keep-alive", "transfer-encoding", "upgrade"))
+_HOP_BY_HOP: Final = frozenset(
+    ("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")
+)
 
 
 class Exchange(Stream):
@@ -67,16 +69,21 @@ class Exchange(Stream):
         if authority and not head.get(b"host"):
             named.insert(0, ("host", authority.decode("latin-1")))
         method = head.get(b":method").decode("latin-1")
-        peer, secure = self.conn.peer, self.conn.secure
-        return HttpRequest(method, path, query, named, body, "2", peer, secure)
+        conn = self.conn
+        return HttpRequest(
+            method, path, query, named, body, "2", conn.peer, conn.secure, conn.certificate
+        )
 
     # --- the answer -----------------------------------------------------------------------------
 
     def begin(self, status: int, fields: Headers, length: int | None) -> None:
         if self._done:
             return
-        named = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in fields]
-        block = [(b":status", b"%d" % status), *named]
+        block = [(b":status", b"%d" % status)]
+        for name, value in fields:
+            lower = name.lower()
+            if lower not in _HOP_BY_HOP:  # RFC 9113 section 8.2.2
+                block.append((lower.encode("ascii"), value.encode("latin-1")))
         if length is not None:
             block.append((b"content-length", b"%d" % length))
         end = self._is_head or length == 0

@@ -20,6 +20,7 @@ from kvorum.h2.status import (
     encode_message,
     go_quote,
     is_grpc,
+    timeout_problem,
 )
 
 # RFC 9113 section 8.2.1, with the token characters of RFC 9110 section 5.6.2 in lower case.
@@ -245,10 +246,9 @@ def _refusal(head: RequestHead, verb: bytes, methods: Mapping[str, Method]) -> R
 def _bad_field(head: RequestHead) -> str:
     for name, value in head.fields:
         if name == b"grpc-timeout":
-            try:
-                head.timeout = decode_timeout(value)
-            except ValueError as error:
-                return f"malformed grpc-timeout: {error}"
+            head.timeout = decode_timeout(value)
+            if head.timeout is None:
+                return f"malformed grpc-timeout: {timeout_problem(value)}"
         elif name.endswith(b"-bin") and name not in _RESERVED:
             try:
                 decode_binary(value)

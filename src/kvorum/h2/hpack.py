@@ -12,8 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from hpack.exceptions import HPACKError
-from hpack.huffman_table import decode_huffman
+from hpack.huffman_table import (
+    HUFFMAN_COMPLETE,
+    HUFFMAN_EMIT_SYMBOL,
+    HUFFMAN_FAIL,
+    HUFFMAN_TABLE,
+)
 from hpack.table import HeaderTable
 
 from kvorum.h2.frames import ConnectionFault, ErrorCode
@@ -27,6 +31,10 @@ TABLE_SIZE: Final = 4096  # RFC 9113 section 6.5.2, the default that we leave in
 
 # Section 5.1 leaves the bound to us: no index, length or size we accept needs more than 32 bits.
 _MAX_INTEGER_BYTES: Final = 5
+
+# An indexed field is no larger than the table, a literal no larger than what the block holds of it;
+# Huffman codes have at least five bits, so that text grows to 8/5 at most.
+_LARGEST_FIELD: Final = TABLE_SIZE
 
 
 def _fault(reason: str) -> ConnectionFault:
@@ -49,6 +57,40 @@ def _integer(block: bytes, pos: int, mask: int) -> tuple[int, int]:
     raise _fault("integer too long or cut short")
 
 
+# What a byte does in a state of the library's decoder, which goes by nibbles: (next state, flags,
+# text). Filled as bytes are met; there are fewer than 256 states.
+_steps: dict[int, tuple[int, int, bytes]] = {}
+
+
+def _step(state: int, byte: int) -> tuple[int, int, bytes]:
+    text = b""
+    flags = 0
+    for nibble in (byte >> 4, byte & 0x0F):
+        state, flags, symbol = HUFFMAN_TABLE[state * 16 + nibble]
+        if flags & HUFFMAN_FAIL:
+            raise _fault("invalid Huffman code (section 5.2)")
+        if flags & HUFFMAN_EMIT_SYMBOL:
+            text += bytes((symbol,))
+    return state, flags, text
+
+
+def _decode_huffman(raw: bytes) -> bytes:
+    state = 0
+    flags = HUFFMAN_COMPLETE
+    parts = []
+    steps = _steps
+    for byte in raw:
+        key = state << 8 | byte
+        step = steps.get(key)
+        if step is None:
+            step = steps[key] = _step(state, byte)
+        state, flags, text = step
+        parts.append(text)
+    if not flags & HUFFMAN_COMPLETE:
+        raise _fault("Huffman code cut short or padded wrongly (section 5.2)")
+    return b"".join(parts)
+
+
 def _string(block: bytes, pos: int) -> tuple[bytes, int]:
     """The string literal at ``pos`` (section 5.2), and the position after it."""
     huffman = block[pos] & 0x80
@@ -61,7 +103,7 @@ def _string(block: bytes, pos: int) -> tuple[bytes, int]:
     if end > len(block):
         raise _fault("string literal cut short")
     raw = block[pos:end]
-    return (bytes(decode_huffman(raw)) if huffman else raw), end
+    return (_decode_huffman(raw) if huffman else raw), end
 
 
 class Decoder:
@@ -87,41 +129,43 @@ class Decoder:
         (COMPRESSION_ERROR) for a block that breaks RFC 7541.
         """
         try:
-            return self._decode(block, max_list_size)
+            fields = self._decode(block)
         except IndexError:
             raise _fault("block cut short or index out of range") from None
-        except HPACKError as error:
-            raise _fault(str(error)) from None
+        # Fields are references into the tables until somebody copies them, so a list that is too
+        # large has cost little yet; and a short block cannot make one.
+        if len(fields) * _LARGEST_FIELD + 2 * len(block) > max_list_size:
+            sizes = (len(name) + len(value) + ENTRY_OVERHEAD for name, value in fields)
+            if sum(sizes) > max_list_size:
+                return None
+        return fields
 
-    def _decode(self, block: bytes, room: int) -> list[Field] | None:
+    def _decode(self, block: bytes) -> list[Field]:
         table = self._table
         fields: list[Field] = []
+        append = fields.append
         pos = 0
         end = len(block)
-        headed = False
         while pos < end:
             first = block[pos]
             if 0x80 < first < 0xFF:
-                field = table[first & 0x7F]
+                append(table[first & 0x7F])
                 pos += 1
             elif first >= 0x80:
                 index, pos = _integer(block, pos, 0x7F)
-                field = self._entry(index)
+                append(self._entry(index))
             elif first >= 0x40:
                 field, pos = self._literal(block, pos, 0x3F)
                 self._insert(field)
+                append(field)
             elif first >= 0x20:
-                if headed:
+                if fields:
                     raise _fault("table size update after a field (section 4.2)")
                 pos = self._resize(block, pos)
-                continue
             else:
                 field, pos = self._literal(block, pos, 0x0F)
-            headed = True
-            room -= len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
-            if room >= 0:
-                fields.append(field)
-        return fields if room >= 0 else None
+                append(field)
+        return fields
 
     def _entry(self, index: int) -> Field:
         if index == 0:
@@ -133,7 +177,10 @@ class Decoder:
         if index == 0:
             name, pos = _string(block, pos + 1)
         else:
-            index, pos = _integer(block, pos, mask)
+            if index < mask:
+                pos += 1
+            else:
+                index, pos = _integer(block, pos, mask)
             name = self._table[index][0]
         value, pos = _string(block, pos)
         return (name, value), pos
@@ -141,7 +188,8 @@ class Decoder:
     def _insert(self, field: Field) -> None:
         size = len(field[0]) + len(field[1]) + ENTRY_OVERHEAD
         self.generation += 1
-        self._evict(self._capacity - size)
+        if self._size + size > self._capacity:
+            self._evict(self._capacity - size)
         if size <= self._capacity:
             self._table.insert(FIRST_DYNAMIC, field)
             self._size += size

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 Headers = list[tuple[str, str]]
+Certificate = Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -23,6 +24,8 @@ class HttpRequest:
     version: str
     peer: str = ""
     secure: bool = False
+    certificate: Certificate | None = None
+    """What the client proved by TLS, as ``SSLSocket.getpeercert`` gives it."""
 
     def header(self, name: str, default: str = "") -> str:
         """The first value of the header (lowercase name)."""

@@ -13,6 +13,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from kvorum.h2.http import (
     Answer,
+    Certificate,
     Headers,
     HttpRequest,
     HttpResponse,
@@ -46,6 +47,7 @@ class Http1Connection:
         *,
         peer: str = "",
         secure: bool = False,
+        certificate: Certificate | None = None,
     ) -> None:
         self.limits = limits
         self.closed = False
@@ -54,6 +56,7 @@ class Http1Connection:
         self._wake = wake
         self._peer = peer
         self._secure = secure
+        self._certificate = certificate
         self._out: list[bytes] = []
         self._quiet = True
         self._draining = False
@@ -173,8 +176,6 @@ class Http1Connection:
         self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
-        if self._head_size > self.limits.max_http_head + len(self._url):
-            pass
         self._in_head = False
         self._head_size = 0
         fields = dict(self._headers)
@@ -214,6 +215,7 @@ class Http1Connection:
             self._parser.get_http_version(),
             self._peer,
             self._secure,
+            self._certificate,
         )
         self._body = []
         self._waiting_size += self._body_size

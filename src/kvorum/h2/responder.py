@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
@@ -10,6 +11,7 @@ from typing import Final
 
 from kvorum.h2.http import Answer, HttpHandler, HttpRequest, HttpResponse, text_response
 
+_UNSAFE: Final = re.compile("[\r\n\0]")
 _PAUSE_ABOVE: Final = 256 * 1024  # bytes of a growing answer that may wait for the client
 
 
@@ -69,6 +71,9 @@ class Responder:
         body = response.body
         if not isinstance(body, bytes):
             self._spawn(answer, self._stream(answer, response, body))
+            return
+        if any(_UNSAFE.search(name + value) for name, value in response.headers):
+            self._failed(answer, ValueError("a response header with a line break"))
             return
         answer.begin(response.status, _with_date(response), len(body))
         answer.write(body)

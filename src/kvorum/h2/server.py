@@ -16,8 +16,10 @@ from kvorum.h2.http1 import Http1Connection
 from kvorum.h2.limits import Limits
 from kvorum.h2.method import Method
 from kvorum.h2.responder import Responder
-from kvorum.h2.server_core import ServerConnection, Service
+from kvorum.h2.server_core import ServerConnection
+from kvorum.h2.service import Service
 
+ALPN: Final = ["h2", "http/1.1"]
 _SWEEP: Final = 1.0  # seconds between looks at every connection's time limits
 _LINGER: Final = 1.0  # grpc-go: a closed connection's peer gets so long to read what it was told
 _STOP_READING: Final = 4 * 1024 * 1024
@@ -27,6 +29,10 @@ answers may not ask for more."""
 
 class _Core(Protocol):
     closed: bool
+
+    @property
+    def choked(self) -> bool: ...
+
     next_check: float
 
     def receive(self, data: bytes, now: float) -> None: ...
@@ -49,6 +55,7 @@ class Link(asyncio.Protocol):
         self._since = server.loop.time()
         self._stalled: tuple[float, int] | None = None
         self._stopped = False
+        self._choked = False
         self._ending: float | None = None
         self.transport: asyncio.Transport
 
@@ -88,7 +95,8 @@ class Link(asyncio.Protocol):
         self._stalled = None
         if self._stopped:
             self._stopped = False
-            self.transport.resume_reading()
+            if not self._choked:
+                self.transport.resume_reading()
         if self._core is not None:
             self._core.release()
 
@@ -103,15 +111,28 @@ class Link(asyncio.Protocol):
         server = self._server
         peer = _address(self.transport.get_extra_info("peername"))
         secure = self.transport.get_extra_info("sslcontext") is not None
+        certificate = self.transport.get_extra_info("peercert")
         now = self._time()
         core: _Core
         if early.startswith(PREFACE[:3]):
             core = ServerConnection(
-                server.service, server.limits, self._wake, now, peer=peer, secure=secure
+                server.service,
+                server.limits,
+                self._wake,
+                now,
+                peer=peer,
+                secure=secure,
+                certificate=certificate,
             )
         else:
             core = Http1Connection(
-                server.run_http, server.limits, self._wake, now, peer=peer, secure=secure
+                server.run_http,
+                server.limits,
+                self._wake,
+                now,
+                peer=peer,
+                secure=secure,
+                certificate=certificate,
             )
         self._core = core
         return core
@@ -130,13 +151,26 @@ class Link(asyncio.Protocol):
             transport.write(data)
             if self._stalled is not None and not self._stopped:
                 self._stop_reading()
+        if core.choked is not self._choked:
+            self._choke(core.choked)
         if core.closed and self._ending is None:
             self._end()
+
+    def _choke(self, choked: bool) -> None:
+        """Read no more while the core has more than it should; it says when to go on."""
+        self._choked = choked
+        if self.transport.is_closing():
+            return
+        if choked:
+            self.transport.pause_reading()
+        elif not self._stopped:
+            self.transport.resume_reading()
 
     def _stop_reading(self) -> None:
         if self.transport.get_write_buffer_size() > _STOP_READING:
             self._stopped = True
-            self.transport.pause_reading()
+            if not self._choked:
+                self.transport.pause_reading()
 
     def _end(self) -> None:
         """Say what was to be said, then end; closing at once could destroy unread words."""
@@ -235,7 +269,10 @@ class GrpcServer:
         path: str | None = None,
         backlog: int = 1024,
     ) -> asyncio.Server:
-        """Listen on host and port, on an existing socket, or on a unix socket's path."""
+        """Listen on host and port, on an existing socket, or on a unix socket's path. An ``ssl``
+        context is made to offer HTTP/2 by ALPN, as gRPC clients insist on it."""
+        if ssl is not None:
+            ssl.set_alpn_protocols(ALPN)
         handshake = self.limits.handshake_timeout if ssl is not None else None
         create = self.loop.create_server
         server: asyncio.Server

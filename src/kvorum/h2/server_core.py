@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
@@ -10,7 +10,6 @@ from kvorum.errors import Code, EtcdError
 from kvorum.h2 import frames
 from kvorum.h2.call import Call
 from kvorum.h2.connection import Endpoint
-from kvorum.h2.deadlines import Deadlines
 from kvorum.h2.exchange import Exchange
 from kvorum.h2.frames import (
     DEFAULT_WINDOW,
@@ -25,13 +24,13 @@ from kvorum.h2.frames import (
     Setting,
     StreamFault,
 )
-from kvorum.h2.heads import RequestHead, build_head, check_trailers
+from kvorum.h2.heads import RequestHead, check_trailers
 from kvorum.h2.hpack import Field
-from kvorum.h2.http import Answer, HttpRequest
+from kvorum.h2.http import Certificate, HttpRequest
 from kvorum.h2.limits import IDLE_PING_INTERVAL, MAX_PING_STRIKES, STREAM_CEILING, Limits
 from kvorum.h2.method import Method
 from kvorum.h2.rules import State
-from kvorum.h2.status import decode_timeout
+from kvorum.h2.service import Service
 from kvorum.h2.stream import Stream
 
 _unpack: Final = FRAME_HEAD.unpack_from
@@ -40,66 +39,9 @@ _unpack_data: Final = _DATA_HEAD.unpack_from
 _KEEPALIVE_PING: Final = b"kvorum\0k"
 _DRAIN_PING: Final = b"kvorum\0d"
 _DRAIN_PATIENCE: Final = 5.0  # grpc-go: how long the answer to it may take
-# Heads that all connections share: so many, of fields no longer than this.
-_SHARED_HEADS: Final = 1024
-_SHARED_HEAD_SIZE: Final = 2048
 
 
 _FAULTY: Final = RequestHead((), "")
-
-
-class Service:
-    """What all connections of a server share."""
-
-    def __init__(
-        self,
-        methods: Mapping[str, Method],
-        deadlines: Deadlines,
-        *,
-        http: Callable[[Answer, HttpRequest], None] | None = None,
-        report: Callable[[BaseException], None] | None = None,
-    ) -> None:
-        self.methods = methods
-        self.deadlines = deadlines
-        self.http = http
-        self.report = report
-        self._heads: dict[tuple[Field, ...], RequestHead] = {}
-
-    def head(self, sid: int, fields: list[Field]) -> RequestHead:
-        """The checked head for these fields, found again if it was seen before. Deadlines are kept
-        apart, as clients that have one send another value with each call."""
-        at = 0
-        for field in fields:
-            if field[0] == b"grpc-timeout":
-                break
-            at += 1
-        else:
-            return self._known(sid, fields)
-        # A pseudo-header field after it would be malformed, which only the full check sees.
-        if fields[at + 1 : at + 2] == [] or fields[at + 1][0][:1] != b":":
-            head = self._known(sid, fields[:at] + fields[at + 1 :])
-            if head.method is not None and head.timeout is None:
-                try:
-                    timeout = decode_timeout(fields[at][1])
-                except ValueError:
-                    timeout = 0.0
-                if timeout > 0:
-                    return head.with_timeout(timeout)
-        return self._build(sid, fields)
-
-    def _known(self, sid: int, fields: list[Field]) -> RequestHead:
-        key = tuple(fields)
-        head = self._heads.get(key)
-        if head is None:
-            head = self._build(sid, fields)
-            if sum(len(name) + len(value) for name, value in fields) <= _SHARED_HEAD_SIZE:
-                if len(self._heads) >= _SHARED_HEADS:
-                    self._heads.clear()
-                self._heads[key] = head
-        return head
-
-    def _build(self, sid: int, fields: list[Field]) -> RequestHead:
-        return build_head(sid, fields, self.methods, http=self.http is not None)
 
 
 class ServerConnection(Endpoint):
@@ -114,11 +56,13 @@ class ServerConnection(Endpoint):
         *,
         peer: str = "",
         secure: bool = False,
+        certificate: Certificate | None = None,
     ) -> None:
         super().__init__(limits, wake, now)
         self.service = service
         self.peer = peer
         self.secure = secure
+        self.certificate = certificate
         self.max_streams = min(limits.max_concurrent_streams, STREAM_CEILING)
         self.accepting = True
         self._heads: dict[bytes, RequestHead] = {}
@@ -155,7 +99,7 @@ class ServerConnection(Endpoint):
         pos = 0
         end = len(data)
         # All of this read fits the connection's window, or the short path is off (section 6.9.1).
-        fast_end = end if self.recv_left >= end and not self._block_sid and self.settled else 0
+        fast_end = end if self.recv_left >= end and not self._assembly.sid and self.settled else 0
         heads = self._heads
         streams = self.streams
         limits = self.limits
@@ -206,7 +150,7 @@ class ServerConnection(Endpoint):
             if not used or self.closed:
                 break
             pos = used
-            if self._block_sid:
+            if self._assembly.sid:
                 fast_end = 0
         return pos
 

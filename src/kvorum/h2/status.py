@@ -46,16 +46,17 @@ def decode_message(raw: bytes) -> str:
     return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
-def decode_timeout(raw: bytes) -> float:
-    """grpc-timeout in seconds; ValueError with grpc-go's words if it is malformed."""
+def decode_timeout(raw: bytes) -> float | None:
+    """grpc-timeout in seconds; None if it is malformed."""
     unit = _UNITS.get(raw[-1:])
     digits = raw[:-1]
     if unit is None or not digits.isdigit() or len(digits) > 8:
-        raise ValueError(_bad_timeout(raw))
+        return None
     return int(digits) * unit
 
 
-def _bad_timeout(raw: bytes) -> str:
+def timeout_problem(raw: bytes) -> str:
+    """What is wrong with a malformed timeout, in grpc-go's words."""
     quoted = go_quote(raw.decode("utf-8", "replace"))
     if len(raw) < 2:
         return f"transport: timeout string is too short: {quoted}"
