@@ -213,11 +213,14 @@ class Lessor:
 
     def when_gone(self, id: LeaseID, gone: Gone) -> None:
         """Call ``gone`` with errors.LeaseNotFound when an expired lease has been revoked, or with
-        NotPrimary when this member stops being primary first.
+        NotPrimary when this member stops being primary first; at once if that is so already.
 
         Raises:
             errors.RequestTooManyRequests: too many wait for this lease.
         """
+        if not self.primary or id not in self._leases:
+            gone(errors.LeaseNotFound() if self.primary else NotPrimary())
+            return
         waiting = self._waiting.setdefault(id, [])
         if len(waiting) >= self.limits.waiters:
             raise errors.RequestTooManyRequests

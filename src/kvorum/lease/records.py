@@ -27,7 +27,8 @@ def record_key(id: LeaseID) -> bytes:
 
 def encode_record(id: LeaseID, ttl: int, remaining: int) -> bytes:
     """The record of a lease. No lease has the id 0 or the time 0, which would be left out."""
-    assert id and ttl, f"lease {id} with ttl {ttl}"
+    assert id, "a lease without an id"
+    assert ttl, f"lease {id} without a time"
     record = b"\x08%b\x10%b" % (varint64(id), varint64(ttl))
     return record + int64_field(3, remaining) if remaining else record
 
