@@ -54,7 +54,7 @@ def test_discarded_ids_do_not_come_out() -> None:
 def test_reset_replaces_everything() -> None:
     queue = DueQueue()
     queue.set(A, 1.0)
-    queue.reset([(C, 2.0), (B, 1.0)])
+    queue.reset({C: 2.0, B: 1.0})
     assert all_due(queue, 9.0) == [B, C]
     queue.set(A, 1.0)
     queue.reset()

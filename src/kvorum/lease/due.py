@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -54,9 +53,9 @@ class DueQueue:
                 return id
         return None
 
-    def reset(self, entries: Iterable[tuple[LeaseID, float]] = ()) -> None:
-        """Replace everything."""
-        self._at = dict(entries)
+    def reset(self, times: dict[LeaseID, float] | None = None) -> None:
+        """Replace everything by ``times``, which now belongs to the queue."""
+        self._at = {} if times is None else times
         self._rebuild()
 
     def _rebuild(self) -> None:

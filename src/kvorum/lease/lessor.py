@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from kvorum import errors, failpoint
@@ -300,9 +301,10 @@ class Lessor:
             lease.expiry = now + extend + lease.time()
         if len(self._leases) >= self.limits.revoke_rate:
             self._spread(now, extend)
+        times = {}
         for lease in self._leases.values():
-            lease.queued = lease.expiry
-        self._expiries.reset((lease.id, lease.expiry) for lease in self._leases.values())
+            times[lease.id] = lease.queued = lease.expiry
+        self._expiries.reset(times)
         self._checkpoint_times.reset()
         if self._checkpoints:
             for lease in self._leases.values():
@@ -316,7 +318,7 @@ class Lessor:
         etcd's, so that a cluster of both kinds expires leases alike.
         """
         per_second = 3 * self.limits.revoke_rate // 4
-        leases = sorted(self._leases.values(), key=lambda x: (x.expiry, x.id))
+        leases = sorted(self._leases.values(), key=attrgetter("expiry"))
         base = leases[0].expiry
         window_end = base + 1.0
         expiries = 0
