@@ -338,6 +338,96 @@ def test_a_resumed_watcher_that_missed_nothing_is_synced_at_once(kit: Kit) -> No
     assert kit.hub.slow_watcher_total == 0
 
 
+# Connections that break while they are sent to
+
+
+def breaking(kit: Kit, *, last: int, room: int | None = None) -> list[Client]:
+    """Three calls on one connection that breaks when the second has been sent ``last`` messages,
+    and a fourth on another."""
+    clients = [kit.client() for _ in range(4)]
+    clients[1].sink.last = last
+    clients[1].sink.room = room
+    clients[1].sink.closes = [c.stream for c in clients[:3]]
+    return clients
+
+
+def assert_one_left(kit: Kit, clients: list[Client], revs: list[int]) -> None:
+    assert [c.stream.closed for c in clients] == [True, True, True, False]
+    assert (kit.hub.watcher_total, kit.hub.stream_total, kit.hub.slow_watcher_total) == (1, 1, 0)
+    kit.put(b"a")
+    assert revisions(clients[3]) == [*revs, kit.hub.rev]
+
+
+@pytest.mark.parametrize("fields", [{}, {"fragment": True}, {"prev_kv": True}])
+def test_a_connection_breaks_during_a_notice(kit: Kit, fields: dict[str, bool]) -> None:
+    clients = breaking(kit, last=2)
+    for client in clients:
+        client.watch(b"a", **fields)
+    clients[0].watch(b"a", prev_kv=True)
+    kit.batch([(b"a", b"1")])
+    assert_one_left(kit, clients, [2])
+
+
+def test_a_connection_breaks_after_a_neighbour_was_refused(kit: Kit) -> None:
+    clients = breaking(kit, last=2)
+    clients[0].sink.room = 1
+    for client in clients:
+        client.watch(b"a")
+    kit.put(b"a")
+    assert_one_left(kit, clients, [2])
+
+
+def test_a_connection_breaks_during_history(kit: Kit) -> None:
+    fill(kit, 2)
+    clients = breaking(kit, last=2)
+    for client in clients:
+        client.watch(b"a", start_revision=2)
+    kit.settle()
+    assert_one_left(kit, clients, [2, 3])
+
+
+def test_a_connection_breaks_while_compacted_watches_are_told(kit: Kit) -> None:
+    fill(kit, 5)
+    kit.store.compact(4)
+    clients = breaking(kit, last=2)
+    for client in clients[:3]:
+        client.watch(b"a", start_revision=2)
+    clients[3].watch(b"a", start_revision=4)
+    kit.settle()
+    assert_one_left(kit, clients, [4, 5, 6])
+
+
+def test_a_connection_breaks_at_a_created_reply(kit: Kit) -> None:
+    clients = breaking(kit, last=1)
+    clients[3].watch(b"a")
+    clients[0].watch(b"a")
+    clients[1].watch(b"a")
+    assert_one_left(kit, clients, [])
+
+
+def test_a_connection_breaks_at_a_progress_notice(kit: Kit) -> None:
+    clients = breaking(kit, last=2)
+    for client in clients:
+        client.watch(b"a", progress_notify=True)
+    kit.hub.tick(700.0)
+    assert_one_left(kit, clients, [])
+
+
+def test_a_connection_breaks_when_it_resumes(kit: Kit) -> None:
+    clients = breaking(kit, last=3, room=2)
+    for client in clients:
+        client.watch(b"a")
+    clients[1].ask_progress()
+    fill(kit, 1)
+    clients[1].ask_progress()
+    clients[1].sink.last = 1
+    clients[1].read()
+    kit.settle()
+    fill(kit, 1)
+    kit.settle()
+    assert_one_left(kit, clients, [2, 3])
+
+
 # Compaction
 
 

@@ -130,14 +130,20 @@ class RealStore:
 
 
 class Sink:
-    """Takes ``room`` messages and then is full, until `Client.read`."""
+    """Takes ``room`` messages and then is full, until `Client.read`. With ``last`` messages sent,
+    the connection breaks in the middle of the sending, and all that use it are closed."""
 
     def __init__(self, room: int | None = None) -> None:
         self.room = room
         self.sent: list[bytes] = []
+        self.last: int | None = None
+        self.closes: list[WatchStream] = []
 
     def send(self, message: bytes) -> None:
         self.sent.append(message)
+        if self.last is not None and len(self.sent) >= self.last:
+            for stream in self.closes:
+                stream.close()
 
     def writable(self) -> bool:
         return self.room is None or len(self.sent) < self.room

@@ -127,14 +127,15 @@ class WatchHub:
         for spot in self._synced.match(changes):
             places = spot.pending
             spot.pending = []
-            for crowd in spot.crowds:
+            for crowd in tuple(spot.crowds):  # here and below: a send may close streams
                 responses = batch.responses(crowd.kind, places)
                 if responses:
                     crowd.sent_rev = last
                     self._deliver(crowd, responses, refused)
         for watcher, rev in refused:
-            self._synced.remove(watcher)
-            self._block(watcher, rev)
+            if watcher.state is State.SYNCED:
+                self._synced.remove(watcher)
+                self._block(watcher, rev)
 
     def _batch(
         self,
@@ -153,8 +154,9 @@ class WatchHub:
         self, crowd: Crowd, responses: list[Response], refused: list[tuple[Watcher, int]]
     ) -> None:
         """Send to a whole crowd; those with a full sink go to ``refused``, with where they stop."""
+        watchers = tuple(crowd.watchers)
         if len(responses) > 1 or crowd.kind & FRAGMENT or failpoint.active:
-            for watcher in crowd.watchers:
+            for watcher in watchers:
                 rest = self._send(watcher, responses)
                 if rest is not None:
                     refused.append((watcher, rest.first))
@@ -163,13 +165,13 @@ class WatchHub:
         front, tail = response.front, response.tail
         whole = front + tail  # all that watch under id 0 share it
         before = len(refused)
-        for watcher in crowd.watchers:
+        for watcher in watchers:
             if watcher.writable():
                 id_field = watcher.id_field
                 watcher.send(front + id_field + tail if id_field else whole)
             else:
                 refused.append((watcher, response.first))
-        sent = len(crowd.watchers) - len(refused) + before
+        sent = len(watchers) - len(refused) + before
         self._metrics.events.value += sent * len(response.events)
 
     def _send(self, watcher: Watcher, responses: list[Response]) -> Response | None:
@@ -314,11 +316,13 @@ class WatchHub:
         front, tail = self._header(Revision(0)), cancel_tail(compact_rev=compact_rev)
         most = self.limits.slice_watchers
         for watcher in self._laggards.between(0, compact_rev - 1, most=most):
+            if watcher.state is not State.UNSYNCED:
+                continue
             self._laggards.remove(watcher)
             if watcher.writable():
-                watcher.send(front + watcher.id_field + tail)
                 watcher.state = State.COMPACTED
                 self._end(watcher)
+                watcher.send(front + watcher.id_field + tail)
             else:
                 self._block(watcher, watcher.next_rev)
 
@@ -330,7 +334,8 @@ class WatchHub:
         batch = self._batch(changes, last, previous=self._previous_in_history)
         touched = laggards.group.match(changes)
         for watcher in riders:
-            self._ride(watcher, batch)
+            if watcher.state is State.UNSYNCED:
+                self._ride(watcher, batch)
         for spot in touched:
             spot.pending = []
 
@@ -344,6 +349,8 @@ class WatchHub:
         places = [i for i in watcher.crowd.spot.pending if batch.rev(i) >= watcher.next_rev]
         responses = batch.responses(watcher.kind, places) if places else []
         rest = self._send(watcher, responses)
+        if watcher.state is not State.UNSYNCED:
+            return
         if responses and responses[0] is not rest:
             watcher.was_sent = True
         if rest is not None:

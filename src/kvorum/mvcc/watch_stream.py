@@ -96,8 +96,8 @@ class WatchStream:
         )
         watcher.id_field = watch_id_field(watcher.id)
         self.watchers[watcher.id] = watcher
-        self._reply(watcher.id_field, CREATED)
         self._hub.admit(watcher, request.start_revision, notices=request.progress_notify)
+        self._reply(watcher.id_field, CREATED)
 
     def _refusal(self, key: bytes, request: pb.WatchCreateRequest) -> str | None:
         """Why a watch can't be created; etcd's texts, in etcd's order of checks."""

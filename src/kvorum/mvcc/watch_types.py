@@ -44,7 +44,8 @@ class Sink(Protocol):
 
     ``send`` never blocks and never refuses. ``writable`` turns false when what has been sent but
     not written out passes the transport's mark; the stream's ``on_writable`` must be called when it
-    turns true again. Neither may call back into the hub or the stream.
+    turns true again. A ``send`` that finds the connection broken or overfull may close this stream
+    and others right there; nothing else may be called from within it.
     """
 
     def send(self, message: bytes) -> None: ...
