@@ -176,3 +176,24 @@ def test_a_disk_that_refuses(files: Snapshotter, monkeypatch: pytest.MonkeyPatch
     assert names(files) == []
     with pytest.raises(NoSnapshot):
         files.load_newest()
+
+
+def test_a_snapshot_is_on_disk_before_it_has_its_name(
+    files: Snapshotter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def record_fsync(fd: int) -> None:
+        calls.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+        fsync(fd)
+
+    def record_rename(source: Path, target: Path) -> None:
+        calls.append(f"rename {Path(source).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "rename", record_rename)
+    files.save(snapshot(10))
+    made = f"tmp-{files.path_of(1, 10).name}"
+    assert calls == [f"fsync {made}", f"rename {made}", f"fsync {files.directory.name}"]

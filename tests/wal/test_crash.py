@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wal_layout
@@ -107,17 +111,75 @@ def test_a_power_cut_while_creating(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert outcomes == {True, False}
 
 
-@pytest.mark.parametrize("left", ["0.tmp", "1.tmp"])
-def test_what_an_interrupted_cut_left_never_shows_up_again(tmp_path: Path, left: str) -> None:
-    """The half-made segment has records; those of the next user of the file are shorter."""
-    log = WAL.create(tmp_path / "wal", b"meta", segment_size=SEGMENT)
+@pytest.mark.parametrize(("left", "segments"), [("0.tmp", 2), ("1.tmp", 3)])
+def test_what_an_interrupted_cut_left_never_shows_up_again(
+    tmp_path: Path, left: str, segments: int
+) -> None:
+    """The file of the next segment has records in it; those that follow do not cover them."""
+    directory = tmp_path / "wal"
+    log = WAL.create(directory, b"meta", segment_size=SEGMENT)
     batches = [log.encode(None, [Entry(1, i, EntryType.NORMAL, b"x" * 200)]) for i in range(1, 99)]
     stale = next(batch.cut.head for batch in batches if batch.cut) * 30
     log.close()
-    (tmp_path / "wal" / left).write_bytes(stale)
-    log, _ = open_log(tmp_path / "wal", segment_size=SEGMENT)
-    for index in range(1, 60):
+    (directory / left).write_bytes(stale)
+    log, _ = open_log(directory, segment_size=SEGMENT)
+    index = 0
+    while len(list(directory.glob("*.wal"))) < segments:
+        index += 1
         log.write(log.encode(None, [Entry(1, index, EntryType.NORMAL, b"x" * 200)]))
     log.close()
-    wal_layout.check_log(tmp_path / "wal")
-    assert len(wal.read_log(tmp_path / "wal").entries) == 59
+    wal_layout.check_log(directory)
+    assert len(wal.read_log(directory).entries) == index
+
+
+class Recorder:
+    """The names of the calls that change the disk, with the file each is for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, str]] = []
+        for name in ("pwrite", "ftruncate", "fdatasync", "fsync", "rename"):
+            self._watch(monkeypatch, name, getattr(os, name))
+
+    def _watch(self, monkeypatch: pytest.MonkeyPatch, name: str, real: Callable[..., Any]) -> None:
+        def call(target: Any, *args: Any) -> Any:
+            if threading.current_thread() is threading.main_thread():
+                path = os.readlink(f"/proc/self/fd/{target}") if name != "rename" else target
+                self.calls.append((name, Path(path).name))
+            return real(target, *args)
+
+        monkeypatch.setattr(os, name, call)
+
+
+def test_a_segment_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = WAL.create(tmp_path / "wal", b"meta", segment_size=SEGMENT)
+    first = log.directory / f"{0:016x}-{0:016x}.wal"
+    recorder = Recorder(monkeypatch)
+    log.write(log.encode(None, [Entry(1, 1, EntryType.NORMAL, b"x" * SEGMENT)]))
+    assert recorder.calls == [
+        ("pwrite", first.name),
+        ("ftruncate", first.name),
+        ("fdatasync", first.name),
+        ("pwrite", "0.tmp"),
+        ("fdatasync", "0.tmp"),
+        ("rename", "0.tmp"),
+        ("fsync", "wal"),
+    ]
+    log.close()
+
+
+def test_a_log_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    log = WAL.create(tmp_path / "data" / "wal", b"meta", segment_size=SEGMENT)
+    first = f"{0:016x}-{0:016x}.wal"
+    assert recorder.calls == [
+        ("pwrite", first),
+        ("fsync", first),
+        ("fsync", "wal.tmp"),
+        ("rename", "wal.tmp"),
+        ("fsync", "data"),
+    ]
+    log.close()

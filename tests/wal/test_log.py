@@ -16,6 +16,7 @@ from kvorum import failpoint, wal
 from kvorum.raft.types import ConfState, Entry, EntryType, HardState
 from kvorum.wal import WAL, SnapshotRecord, open_log
 from kvorum.wal.encoder import Encoder
+from kvorum.wal.files import open_locked
 from kvorum.wal.log import DEFER_LIMIT
 from kvorum.wal.record import RecordType, encode_frame
 
@@ -195,6 +196,16 @@ def test_write_tells_what_it_cost(log: WAL) -> None:
     assert log.write(log.encode(HardState(1, 0, 0), [])).sync > 0
     assert log.write(log.encode(HardState(1, 0, 1), [])) == (0.0, 0.0)
     assert log.sync().write > 0
+
+
+def test_one_sync_serves_all_that_are_written_together(log: WAL) -> None:
+    promise = log.encode(HardState(1, 1, 0), [entry(1)])
+    commit = log.encode(HardState(1, 1, 1), [])
+    assert not commit.sync
+    assert log.write_all([promise, commit]).sync > 0
+    path = log.directory / segment_names(log.directory)[0]
+    kinds = [record.kind for record in wal_layout.segment_records(path)]
+    assert kinds[-2:] == [wal_layout.STATE, wal_layout.STATE]
 
 
 def test_without_fsync_nothing_is_synced(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,6 +488,17 @@ def test_purge_stops_at_a_segment_in_use(log: WAL) -> None:
         name for name in names if int(name[17:33], 16) <= 100
     } - {max(name for name in names if int(name[17:33], 16) <= 100)}
     again.close()
+
+
+def test_purge_does_not_skip_a_segment_in_use(log: WAL) -> None:
+    long_log(log)
+    log.close()
+    oldest = log.directory / segment_names(log.directory)[0]
+    fd = open_locked(oldest, os.O_RDWR)
+    assert fd is not None
+    assert log.purge(1) == []
+    os.close(fd)
+    assert log.purge(1)[0] == oldest
 
 
 # A disk that refuses.
