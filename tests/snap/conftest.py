@@ -1,4 +1,4 @@
-"""Makes the helpers beside these tests, and those beside the log's, importable."""
+"""Makes the modules beside these tests, and those beside the log's, importable."""
 
 from __future__ import annotations
 
