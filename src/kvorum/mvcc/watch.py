@@ -305,7 +305,7 @@ class WatchHub:
                 self.blocked_total -= 1
                 self._settle(watcher)
             room -= count
-            stream.ready = bool(stream.blocked) and stream.sink.writable()
+            stream.ready = bool(stream.blocked) and stream.writable()
             if stream.ready:
                 self._ready.append(stream)
 

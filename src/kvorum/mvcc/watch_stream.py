@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 EMPTY_RANGE = "mvcc: watcher range is empty"
 DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
 
+_FILTERS: dict[int, int] = {
+    pb.WatchCreateRequest.NOPUT: NO_PUT,
+    pb.WatchCreateRequest.NODELETE: NO_DELETE,
+}
+
 
 class WatchStream:
     """The watches of one client call.
@@ -47,8 +52,9 @@ class WatchStream:
         "blocked",
         "closed",
         "ready",
-        "sink",
+        "send",
         "watchers",
+        "writable",
     )
 
     def __init__(self, hub: WatchHub, sink: Sink, check: Check | None) -> None:
@@ -57,7 +63,8 @@ class WatchStream:
         self._next_id = WatchID(0)
         self._progress_wanted = False
         self._unread = 0
-        self.sink = sink
+        self.send = sink.send  # bound once: a method object for each watch would be memory
+        self.writable = sink.writable
         self.watchers: dict[WatchID, Watcher] = {}
         self.blocked: OrderedDict[Watcher, None] = OrderedDict()
         self.ready = False
@@ -141,9 +148,9 @@ class WatchStream:
         live = [w for w in self.watchers.values() if w.state is not State.COMPACTED]
         if not live or any(w.state is not State.SYNCED for w in live):
             return
-        self._progress_wanted = not self.sink.writable()
+        self._progress_wanted = not self.writable()
         if not self._progress_wanted:
-            self.sink.send(self._hub.front() + watch_id_field(NO_WATCH))
+            self.send(self._hub.front() + watch_id_field(NO_WATCH))
 
     def on_writable(self) -> None:
         """The sink takes messages again."""
@@ -165,11 +172,11 @@ class WatchStream:
         self._hub.remove_stream()
 
     def _reply(self, id_field: bytes, tail: bytes) -> None:
-        writable = self.sink.writable()
+        writable = self.writable()
         self._unread = 0 if writable else self._unread + 1
         if self._unread > self._hub.limits.control_backlog:
             raise errors.RequestTooManyRequests
-        self.sink.send(self._hub.present_header() + id_field + tail)
+        self.send(self._hub.present_header() + id_field + tail)
 
 
 def _end_of(request: pb.WatchCreateRequest) -> bytes | None:
@@ -183,8 +190,6 @@ def _kind_of(request: pb.WatchCreateRequest) -> int:
     kind = PREV_KV if request.prev_kv else 0
     if request.fragment:
         kind |= FRAGMENT
-    if pb.WatchCreateRequest.NOPUT in request.filters:
-        kind |= NO_PUT
-    if pb.WatchCreateRequest.NODELETE in request.filters:
-        kind |= NO_DELETE
+    for filter in request.filters:
+        kind |= _FILTERS.get(filter, 0)
     return kind

@@ -155,8 +155,8 @@ class Watcher:
         self.next_rev = 0
         self.state = State.CLOSED
         self.crowd: Crowd | None = None
-        self.send = stream.sink.send
-        self.writable = stream.sink.writable
+        self.send = stream.send
+        self.writable = stream.writable
         self.lane = -1
         self.was_sent = False
         self.progress_mark = 0
