@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-import warnings
 from typing import Any, Final
 
 from kvorum import log
@@ -81,7 +80,6 @@ def catch_stray_errors() -> None:
     root = logging.getLogger()
     root.handlers[:] = [_ToLog(logging.WARNING)]
     logging.captureWarnings(True)
-    warnings.simplefilter("default")
     threading.excepthook = _thread_failed
     sys.unraisablehook = _unraisable
 

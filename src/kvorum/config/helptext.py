@@ -54,9 +54,7 @@ def _describe(made: Setting) -> list[str]:
         text, 96, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False
     )
     if made.name == "feature-gates":
-        lines += [
-            f"    {gate.name}=true|false ({gate.stage} - default={str(gate.default).lower()}): "
-            f"{gate.meaning}"
-            for gate in sorted(GATES.values())
-        ]
+        for gate in sorted(GATES.values()):
+            lines.append(f"    {gate.name} ({gate.stage}, {str(gate.default).lower()} by default):")
+            lines.append(f"      {gate.meaning}")
     return lines
