@@ -50,8 +50,10 @@ class Inbox:
             return None
         flag = buffer[0]
         message = bytes(memoryview(buffer)[PREFIX_SIZE:end])
+        if flag:
+            message = self._unpack(flag, message)
         del buffer[:end]
-        return message if not flag else self._unpack(flag, message)
+        return message
 
     def _unpack(self, flag: int, message: bytes) -> bytes:
         if flag != 1:
