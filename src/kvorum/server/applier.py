@@ -26,7 +26,7 @@ from kvorum.server.proposer import Proposer, fail
 from kvorum.server.quota import LEASE_COST, Quota, put_cost, txn_cost
 from kvorum.server.request import decode_request
 from kvorum.server.txn import check_put, execute_delete, execute_put, execute_txn
-from kvorum.server.v2request import apply_v2_request
+from kvorum.server.v2request import apply_v2_request, is_v2_request
 from kvorum.types import Index, LeaseID, MemberID, Term
 
 Handler = Callable[[Any], bytes]
@@ -139,11 +139,10 @@ class Applier:
         if not entry.data:
             self._observer.term_begun(entry.term)
             return
-        decoded = decode_request(entry.data)
-        if decoded is None:
+        if is_v2_request(entry.data):
             apply_v2_request(entry.data, self._cluster)
             return
-        request_id, kind, request = decoded
+        request_id, kind, request = decode_request(entry.data)
         handler = self._handlers.get(kind)
         if handler is None:
             raise NotImplementedError(f"entry {entry.index}: cannot apply a request of kind {kind}")

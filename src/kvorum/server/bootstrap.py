@@ -41,8 +41,8 @@ from kvorum.wal import (
     SnapshotNotFound,
     SnapshotRecord,
     exists,
+    latest_snapshot,
     open_log,
-    valid_snapshots,
 )
 
 lg = get_logger()
@@ -156,9 +156,13 @@ def _restart(
     config: ServerConfig, loop: asyncio.AbstractEventLoop, wal_path: Path, snap: Path
 ) -> Booted:
     snapshots = SnapFiles(snap)
-    if not (snap / FILE_NAME).exists() and (snap / GO_FILE_NAME).exists():
+    has_database = (snap / FILE_NAME).exists()
+    if not has_database and (snap / GO_FILE_NAME).exists():
         import_go_database(snap / GO_FILE_NAME, snap / FILE_NAME)
-    wal, log, start = _open_newest(wal_path, snapshots, no_fsync=config.unsafe_no_fsync)
+        has_database = True
+    wal, log, start = _open_newest(
+        wal_path, snapshots if has_database else None, no_fsync=config.unsafe_no_fsync
+    )
     try:
         backend = _open_backend(config, loop, snap)
     except BaseException:
@@ -191,21 +195,22 @@ def _restart(
 
 
 def _open_newest(
-    wal_path: Path, snapshots: SnapFiles, *, no_fsync: bool
+    wal_path: Path, snapshots: SnapFiles | None, *, no_fsync: bool
 ) -> tuple[WAL, ReadResult, SnapshotRecord]:
-    """The log from the newest snapshot on that it vouches for.
+    """The log from the newest snapshot on that it vouches for; without snapshots, from its start.
 
     The newest ``.snap`` file saves searching the log. If there is none, or its record never
     reached the log, or lies above what was committed, then the log itself is asked, as etcd does.
     """
+    if snapshots is None:  # the database is lost: a log that is whole can make it again
+        return *open_log(wal_path, START, unsafe_no_fsync=no_fsync), START
     with suppress(NoSnapshot, SnapshotNotFound):
         record = SnapshotRecord.of(snapshots.load_newest().metadata)
         wal, log = open_log(wal_path, record, unsafe_no_fsync=no_fsync)
         if record.index <= log.hard_state.commit:
             return wal, log, record
         wal.close()
-    recorded = valid_snapshots(wal_path)
-    record = recorded[-1] if recorded else START
+    record = latest_snapshot(wal_path)
     wal, log = open_log(wal_path, record, unsafe_no_fsync=no_fsync)
     return wal, log, record
 

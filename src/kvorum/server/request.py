@@ -70,17 +70,14 @@ def encode_request(
     )
 
 
-def decode_request(data: bytes) -> tuple[int, str, Any] | None:
-    """The id, kind and message of a log entry; None for one that is no InternalRaftRequest (a v2
-    request of etcd 3.5, which has no header).
+def decode_request(data: bytes) -> tuple[int, str, Any]:
+    """The id, kind and message of a log entry.
 
     Raises:
         ValueError: the entry holds no request, or more than one.
         google.protobuf.message.DecodeError: the bytes do not parse.
     """
     request = pb.InternalRaftRequest.FromString(data)
-    if not request.HasField("header"):
-        return None
     kinds = [(f.name, value) for f, value in request.ListFields() if f.name in TAGS]
     if len(kinds) != 1:
         raise ValueError(f"a log entry with {len(kinds)} requests: {[name for name, _ in kinds]}")

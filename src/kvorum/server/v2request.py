@@ -18,6 +18,15 @@ _VERSION_PATH: Final = "/0/version"
 _METHOD, _PATH, _VALUE = 2, 3, 4
 
 
+def is_v2_request(data: bytes) -> bool:
+    """Whether an entry is a bare v2 request: an id in field 1, then a method in field 2, a number
+    that InternalRaftRequest reserves for just that."""
+    if not data.startswith(b"\x08"):
+        return False
+    _, position = _varint(data, 1)
+    return data[position : position + 1] == b"\x12"
+
+
 def apply_v2_request(data: bytes, cluster: Cluster) -> None:
     """Apply a bare v2 request.
 
