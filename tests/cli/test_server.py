@@ -188,6 +188,8 @@ def test_wrong_failpoints(
         ("--enable-distributed-tracing", "distributed tracing"),
         ("--auth-token=jwt,sign-method=HS256", "JWT tokens"),
         ("--memory-mlock", "locked memory"),
+        ("--force-new-cluster", "a new cluster out of old data"),
+        ("--bootstrap-defrag-threshold-megabytes=1", "a defragment at start-up"),
     ],
 )
 def test_refuses_what_it_cannot_honour(

@@ -76,6 +76,16 @@ PENDING: Final = (
         lambda config: config.auth_token.startswith("jwt"),
     ),
     Pending("locked memory", "--memory-mlock", lambda config: config.memory_mlock),
+    Pending(
+        "a new cluster out of old data",
+        "--force-new-cluster",
+        lambda config: config.force_new_cluster,
+    ),
+    Pending(
+        "a defragment at start-up",
+        "--bootstrap-defrag-threshold-megabytes",
+        lambda config: config.bootstrap_defrag_threshold_megabytes > 0,
+    ),
 )
 
 
