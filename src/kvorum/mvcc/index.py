@@ -150,8 +150,8 @@ class Index:
             return 0 if self.live_at(key, main) is None else 1
         bound = before(main + 1)
         entries = list(self._values(key, end))
-        histories = [entry for entry in entries if type(entry) is History]
-        single = (entry for entry in entries if type(entry) is bytes)
+        histories = [entry for entry in entries if isinstance(entry, History)]
+        single = [entry for entry in entries if isinstance(entry, bytes)]
         alive = sum(1 for history in histories if live_at(history, bound) is not None)
         return alive + sum(map(bound.__gt__, single))
 

@@ -106,7 +106,7 @@ class Store:
         for key, lease in found.leased.items():
             with suppress(errors.LeaseNotFound):  # etcd starts with such a key too
                 self.leases.attach(LeaseID(lease), key)
-        if found.scheduled > found.finished:
+        if found.scheduled > max(found.finished, 0):  # etcd does not resume one at 0
             self.compact(found.scheduled)
 
     def record(self, rev: RevKey) -> bytes:
