@@ -173,7 +173,8 @@ class Http1Connection:
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
             return  # a trailer of a chunked body; nothing here knows any
-        self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        text = value.decode("latin-1").rstrip(" \t")  # the parser leaves trailing whitespace
+        self._headers.append((name.decode("latin-1").lower(), text))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
