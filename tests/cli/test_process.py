@@ -30,7 +30,7 @@ class Member:
     async def stop(self):
         {stop}
     async def wait_fatal(self):
-        return await self.died
+        return await asyncio.shield(self.died)
 
 run.Member = Member
 sys.exit(main(sys.argv[1:]))
