@@ -22,7 +22,7 @@ from kvorum.server.proposer import Caller, fail
 from kvorum.server.quota import put_cost, txn_cost
 from kvorum.server.ranges import execute_range, has_default_order, has_revision_filters
 from kvorum.server.server import Server
-from kvorum.server.txn import execute_txn, is_read_only, is_serializable
+from kvorum.server.txn import execute_read_txn, is_read_only, is_serializable
 
 FIRST_CHUNK: Final = 10
 """Pairs in the first chunk of a RangeStream; later ones grow towards ``--max-request-bytes``."""
@@ -40,7 +40,6 @@ class KVService:
         self._quota = server.quota
         self._propose = server.proposer.propose
         self._read = server.reads.read
-        self._has_lease = server.lessor.has
         self._max_txn_ops = server.config.max_txn_ops
         self._max_request_bytes = server.config.max_request_bytes
 
@@ -94,11 +93,11 @@ class KVService:
 
     def _run_txn(self, request: pb.TxnRequest, caller: Caller) -> None:
         try:
-            body, revision = execute_txn(self._store, request, self._has_lease)
+            body = execute_read_txn(self._store, request)
         except EtcdError as error:
             fail(caller, error)
         else:
-            caller.reply(self._header.field(revision) + body)
+            caller.reply(self._header.field(self._store.rev) + body)
 
     def compact(self, call: Call, request: pb.CompactionRequest, message: bytes) -> None:
         caller = _PhysicalCompaction(call, self._server) if request.physical else call

@@ -56,21 +56,27 @@ def check_delete(request: pb.DeleteRangeRequest) -> None:
 def check_txn(request: pb.TxnRequest, max_ops: int) -> None:
     """Raise TooManyOps, EmptyKey, what an operation's own check raises, or DuplicateKey."""
     _check_ops(request, max_ops)
-    _written_keys(request.success)
-    _written_keys(request.failure)
+    for ops in (request.success, request.failure):
+        # A single operation can only collide with itself if it is a transaction of its own.
+        if len(ops) > 1 or (ops and ops[0].WhichOneof("request") == "request_txn"):
+            _written_keys(ops)
 
 
 def _check_ops(request: pb.TxnRequest, max_ops: int) -> None:
     """Each of the three lists may hold ``max_ops``; what the longest takes up is not there for the
     transactions nested in this one."""
-    count = max(len(request.compare), len(request.success), len(request.failure))
+    compares, success, failure = request.compare, request.success, request.failure
+    count = max(len(compares), len(success), len(failure))
     if count > max_ops:
         raise errors.TooManyOps
-    if not all(compare.key for compare in request.compare):
-        raise errors.EmptyKey
-    for ops in (request.success, request.failure):
-        for op in ops:
-            _check_op(op, max_ops - count)
+    for compare in compares:
+        if not compare.key:
+            raise errors.EmptyKey
+    rest = max_ops - count
+    for op in success:
+        _check_op(op, rest)
+    for op in failure:
+        _check_op(op, rest)
 
 
 def _check_op(op: pb.RequestOp, max_ops: int) -> None:

@@ -25,7 +25,7 @@ from kvorum.server.header import HeaderWriter
 from kvorum.server.proposer import Proposer, fail
 from kvorum.server.quota import LEASE_COST, Quota, put_cost, txn_cost
 from kvorum.server.request import decode_request
-from kvorum.server.txn import check_put, execute_delete, execute_put, execute_txn
+from kvorum.server.txn import check_put, execute_delete, execute_put, execute_write_txn
 from kvorum.server.v2request import apply_v2_request, is_v2_request
 from kvorum.types import Index, LeaseID, MemberID, Term
 
@@ -200,7 +200,7 @@ class Applier:
             if cost and self._no_space:
                 raise errors.NoSpace
             fits = self._quota.allows(cost)
-        body, _ = execute_txn(self._store, request, self._lessor.has)
+        body = execute_write_txn(self._store, request, self._lessor.has)
         if not fits:
             self._report_no_space()
         return body

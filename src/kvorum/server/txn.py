@@ -49,32 +49,33 @@ class Branch:
 
 def is_read_only(txn: pb.TxnRequest) -> bool:
     """Whether both branches hold nothing but ranges; a nested txn counts as a write."""
-    return all(
-        op.WhichOneof("request") == "request_range"
-        for ops in (txn.success, txn.failure)
-        for op in ops
-    )
+    for ops in (txn.success, txn.failure):
+        for op in ops:
+            if op.WhichOneof("request") != "request_range":
+                return False
+    return True
 
 
 def is_serializable(txn: pb.TxnRequest) -> bool:
-    """Whether every operation is a range that asked for no consensus."""
-    return is_read_only(txn) and all(
-        op.request_range.serializable for ops in (txn.success, txn.failure) for op in ops
-    )
+    """Whether every range of a read-only transaction asked for no consensus."""
+    return all(op.request_range.serializable for ops in (txn.success, txn.failure) for op in ops)
 
 
-def choose_branch(view: ReadView, txn: pb.TxnRequest) -> Branch:
+def choose_branch(store: Store, txn: pb.TxnRequest) -> Branch:
     """Evaluate the compares, here and in the nested transactions of the branch taken."""
-    succeeded = all(_holds(view, compare) for compare in txn.compare)
-    chosen = txn.success if succeeded else txn.failure
+    succeeded = True
+    for compare in txn.compare:
+        if not _holds(store, compare):
+            succeeded = False
+            break
     ops: list[tuple[str, Any]] = []
     nested = []
-    for op in chosen:
+    for op in txn.success if succeeded else txn.failure:
         kind = op.WhichOneof("request")
         assert kind is not None, "an operation of no kind passed the check"
         request = getattr(op, kind)
         if kind == "request_txn":
-            nested.append(choose_branch(view, request))
+            nested.append(choose_branch(store, request))
         ops.append((kind, request))
     return Branch(succeeded, ops, nested)
 
@@ -109,19 +110,31 @@ def check_put(view: ReadView, put: pb.PutRequest, has_lease: LeaseCheck) -> None
         raise errors.KeyNotFound
 
 
-def execute_txn(store: Store, txn: pb.TxnRequest, has_lease: LeaseCheck) -> tuple[bytes, Revision]:
-    """The body of a TxnResponse (no header), and the revision for its header.
+def execute_write_txn(store: Store, txn: pb.TxnRequest, has_lease: LeaseCheck) -> bytes:
+    """The body of a TxnResponse, without the header; that gets the store's revision afterwards.
 
     Raises:
         errors.EtcdError: as for `check_branch`; then nothing was written.
     """
     branch = choose_branch(store, txn)
     check_branch(store, branch, has_lease)
-    if is_read_only(txn):
-        return _execute_reads(store, branch), store.rev
     write = store.write()
     body = _execute(write, branch)
-    return body, write.end()
+    write.end()
+    return body
+
+
+def execute_read_txn(store: Store, txn: pb.TxnRequest) -> bytes:
+    """The same for a transaction that only reads, and so needs no place in the log.
+
+    Raises:
+        errors.FutureRev, errors.Compacted: a range names a revision that is not there.
+    """
+    branch = choose_branch(store, txn)
+    for _, request in branch.ops:
+        _check_revision(store, request.revision)
+    responses = [_response_op(1, *execute_range(store, request)) for _, request in branch.ops]
+    return _txn_body(branch.succeeded, responses)
 
 
 def execute_put(write: WriteTxn, put: pb.PutRequest) -> bytes:
@@ -147,12 +160,17 @@ def execute_delete(write: WriteTxn, delete: pb.DeleteRangeRequest) -> bytes:
     return int64_field(2, deleted) + encode_kvs(before, b"\x1a")
 
 
-def _holds(view: ReadView, compare: pb.Compare) -> bool:
-    kvs = view.range_kvs(compare.key, compare.range_end).kvs
-    if kvs:
-        return all(_compare(compare, mvccpb.KeyValue.FromString(kv)) for kv in kvs)
+def _holds(store: Store, compare: pb.Compare) -> bool:
+    if compare.range_end:
+        kvs = store.range_kvs(compare.key, compare.range_end).kvs
+    else:
+        found = store.get(compare.key)
+        kvs = [] if found is None else [found]
+    for kv in kvs:
+        if not _compare(compare, mvccpb.KeyValue.FromString(kv)):
+            return False
     # A missing key has no value to compare, not even the empty one; its numbers count as 0.
-    return compare.target != pb.Compare.VALUE and _compare(compare, _NO_KV)
+    return bool(kvs) or (compare.target != pb.Compare.VALUE and _compare(compare, _NO_KV))
 
 
 def _compare(compare: pb.Compare, kv: mvccpb.KeyValue) -> bool:
@@ -168,11 +186,6 @@ def _check_revision(store: Store, revision: int) -> None:
         raise errors.FutureRev
     if revision != 0 and revision < store.compact_rev:
         raise errors.Compacted
-
-
-def _execute_reads(store: Store, branch: Branch) -> bytes:
-    responses = [_response_op(1, *execute_range(store, request)) for _, request in branch.ops]
-    return _txn_body(branch.succeeded, responses)
 
 
 def _execute(write: WriteTxn, branch: Branch) -> bytes:
