@@ -37,9 +37,15 @@ def _program() -> dict[str, Any]:
         "go-version": buildinfo.language_version(),
         "go-os": buildinfo.os_name(),
         "go-arch": buildinfo.arch(),
-        "max-cpu-set": len(os.sched_getaffinity(0)),
+        "max-cpu-set": _cpus_allowed(),
         "max-cpu-available": os.cpu_count(),
     }
+
+
+def _cpus_allowed() -> int | None:
+    """Where the system has no notion of it (macOS), all that there are."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count()
 
 
 def _place(config: ServerConfig) -> dict[str, Any]:
