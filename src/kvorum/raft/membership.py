@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvorum.raft import codec, confchange, replication
+from kvorum.raft import codec, confchange, reads, replication
 from kvorum.raft.confchange import Outcome
 from kvorum.raft.core import Raft
 from kvorum.raft.errors import InvariantViolation, ProposalDropped
@@ -147,7 +147,9 @@ def switch(r: Raft, outcome: Outcome) -> ConfState:
 
 def _lead(r: Raft) -> None:
     """A smaller quorum may commit more; new members should not wait for a heartbeat."""
+    reads.answer_confirmed(r)
     if replication.maybe_commit(r):
+        reads.on_commit(r)
         replication.broadcast_append(r)
     else:
         for member in r.tracker.progress:

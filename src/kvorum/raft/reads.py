@@ -17,34 +17,30 @@ this bound is there for members that ask without end. What is over it is dropped
 
 
 def on_read_index(r: Raft, m: Message) -> None:
-    """A leader is asked for a read index."""
-    if r.tracker.is_singleton():
-        _answer(r, m, r.log.committed)
-    elif not r.committed_in_term():
-        # The commit index may lag behind what earlier leaders committed and answered for.
-        if len(r.pending_reads) < MAX_WAITING_READS:
-            r.pending_reads.append(m)
-    else:
+    """A leader is asked for a read index.
+
+    Until it has committed something in its term, its commit index may lag behind what was
+    committed and answered for before. That holds for a sole voter too, here other than in etcd:
+    after a crash the commit index on its disk may be an old one.
+    """
+    if r.committed_in_term():
         _confirm(r, m)
+    elif len(r.pending_reads) < MAX_WAITING_READS:
+        r.pending_reads.append(m)
 
 
-def release_pending(r: Raft) -> None:
-    """The commit index has moved: answer the reads that came before the term's first commit."""
-    if not r.pending_reads:
-        return
-    if not r.committed_in_term():
-        r.logger.error(
-            "pending MsgReadIndex should be released only after first commit in current term"
-        )
-        return
-    waiting, r.pending_reads = r.pending_reads, []
-    for m in waiting:
-        _confirm(r, m)
+def on_commit(r: Raft) -> None:
+    """The commit index has moved: go on with the reads that came before the term's first commit."""
+    if r.pending_reads and r.committed_in_term():
+        waiting, r.pending_reads = r.pending_reads, []
+        for m in waiting:
+            _confirm(r, m)
 
 
 def _confirm(r: Raft, m: Message) -> None:
     """Answer as soon as it is certain that nobody else leads."""
-    if r.config.read_only_option is ReadOnlyOption.LEASE_BASED:
+    lease = r.config.read_only_option is ReadOnlyOption.LEASE_BASED
+    if lease or r.tracker.is_singleton():
         _answer(r, m, r.log.committed)
     elif len(r.read_only) < MAX_WAITING_READS:
         r.read_only.add(m, r.log.committed)
@@ -57,6 +53,11 @@ def on_heartbeat_response(r: Raft, m: Message) -> None:
     if r.config.read_only_option is not ReadOnlyOption.SAFE or not m.context:
         return
     r.read_only.acknowledge(m.from_, m.context)
+    answer_confirmed(r)
+
+
+def answer_confirmed(r: Raft) -> None:
+    """Answer the reads for which a quorum, perhaps a smaller one than before, stands."""
     for read in r.read_only.confirmed(r.tracker.config):
         _answer(r, read.request, read.index)
 

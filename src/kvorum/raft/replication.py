@@ -112,7 +112,7 @@ def on_append_response(r: Raft, m: Message, pr: Progress) -> None:
         return
     _advance_flow(r, m, pr)
     if maybe_commit(r):
-        reads.release_pending(r)
+        reads.on_commit(r)
         broadcast_append(r)
     elif m.from_ != r.id and pr.can_bump_commit(r.log.committed):
         send_append(r, m.from_)
