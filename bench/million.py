@@ -20,7 +20,7 @@ from bench.runner import EXPECTED, Outcome, Say, order
 from bench.sources import BULK, VALUE, Mixed, Source
 from bench.stats import percentile
 from bench.wire import LoadError, Loop
-from bench.workloads import Settings
+from bench.workloads import Settings, refusals
 from kvorum.pb import etcdserverpb as pb
 
 PREFIX: Final = b"million/"
@@ -169,7 +169,7 @@ class LargeStore:
             offered.turn_for(LEAST_WINDOW)
             record = offered.drain()
             call.result(reply)
-        refused = len(load.failures)
+        refused = refusals(load.failures)
         writes = record.streams
         if isinstance(source, Mixed):
             writes = [stream for stream in writes if source.is_write(stream)]

@@ -68,6 +68,9 @@ def notes(outcome: Outcome, labels: Sequence[str]) -> list[str]:
         lost = summary.get("lost")
         if lost is not None and lost.high > 0:
             said.append(f"{label} LOST up to {lost.high:,.0f} puts that it had answered with OK")
+        refused = summary.get("refused")
+        if refused is not None and refused.middle > 0:
+            said.append(f"{label}: refused requests ({refused.middle:,.0f}) have no latency")
         busy = summary.get("generator_busy")
         if busy is not None and busy.middle > GENERATOR_BOUND:
             said.append(f"{label}: the load generator was the bottleneck ({busy.middle:.0%} busy)")

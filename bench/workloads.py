@@ -9,13 +9,14 @@ from typing import Final, Protocol
 from bench import client as api
 from bench import sources
 from bench.client import Client, prefix_end
+from bench.connection import Failure
 from bench.load import ClosedLoop, Load, OpenLoop, Record
 from bench.measure import Meter, Sample, latencies, sample_of
 from bench.members import Member
 from bench.sources import VALUE, Source
 from bench.stats import percentile
 from bench.streams import FanOut, KeepAlives
-from bench.wire import LoadError, Loop
+from bench.wire import LoadError, Loop, describe
 from kvorum.pb import etcdserverpb as pb
 
 LEASE_SECONDS: Final = 3600
@@ -127,6 +128,14 @@ def with_client(member: Member, use: Callable[[Client], None]) -> None:
         client.close()
 
 
+def refusals(failures: list[Failure]) -> int:
+    """How many failures say that the server has too much to do; any other is a LoadError."""
+    others = [failure for failure in failures if "too many requests" not in failure.message]
+    if others:
+        raise LoadError(describe(others))
+    return len(failures)
+
+
 class Offered:
     """Puts at a fixed rate: a share of what the first server reached in the closed loop."""
 
@@ -148,6 +157,7 @@ class Offered:
         loop = Loop()
         try:
             load = Load(loop, member.port, 10, sources.puts(prefix), settings.indexed)
+            load.strict = False
             meter = Meter(member)
             offered = OpenLoop(load, self.rate)
             record = offered.run(settings.warm_up, settings.seconds, meter)
@@ -155,7 +165,8 @@ class Offered:
             loop.close()
         with_client(member, lambda client: verify_puts(client, prefix, load.good))
         late = percentile(sorted(offered.lateness), 99) * 1e3
-        return {**sample_of(record, meter), "late_p99_ms": late}
+        refused = {"refused": float(refusals(load.failures)), "late_p99_ms": late}
+        return {**sample_of(record, meter), **refused}
 
 
 @dataclass(frozen=True, slots=True)

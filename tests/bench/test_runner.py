@@ -12,12 +12,13 @@ import pytest
 from bench import __main__ as command
 from bench import million, report
 from bench.client import RANGE, Client, RpcError
+from bench.connection import Failure
 from bench.measure import METRICS, Sample
 from bench.members import Member, Program, free_ports
 from bench.profiling import profile
 from bench.runner import Outcome, Runner, order
 from bench.wire import LoadError
-from bench.workloads import Settings, standard
+from bench.workloads import Settings, refusals, standard
 from kvorum.pb import etcdserverpb as pb
 
 BRIEF = Settings(rounds=2, seconds=0.1, warm_up=0.02)
@@ -77,6 +78,13 @@ def test_lost_data_is_told_and_fails_only_kvorum() -> None:
     assert not command.lost_data(outcome)
     outcome.samples["kvorum"].append({"lost": 1.0})
     assert command.lost_data(outcome)
+
+
+def test_refusals_are_counted_and_other_failures_are_not_accepted() -> None:
+    refusal = Failure(1, 8, "etcdserver: too many requests")
+    assert refusals([refusal, refusal]) == 2
+    with pytest.raises(LoadError, match="1 replies were errors, the first: code 14"):
+        refusals([refusal, Failure(3, 14, "gone")])
 
 
 def test_json_holds_samples_summaries_and_finite_ratios() -> None:
