@@ -90,7 +90,7 @@ class Store:
         for job in self.compactions:
             job.abandoned = True
         self.compactions = deque()  # whoever runs the old ones keeps the old queue
-        self.scans: list[KeepScan] = []
+        self.scans: set[KeepScan] = set()
         self.writing = False
 
     def restore(self) -> None:
@@ -274,21 +274,24 @@ class Store:
             errors.Compacted: `rev` is before the compaction revision.
             errors.FutureRev: `rev` is yet to come.
         """
-        current = self.rev
         for stored in self.hashes:
             if stored.rev == rev:
-                return stored, current
-        if rev > current:
+                return stored, self.rev
+        if rev > self.rev:
             raise errors.FutureRev
-        rev = rev if rev > 0 else current
-        backend = self.backend
-        await backend.commit()
+        while True:
+            current = self.rev
+            await self.backend.commit()
+            at = rev if rev > 0 else current
+            if at >= self.compact_rev:
+                break
+            if rev > 0:
+                raise errors.Compacted
         # View and compaction revision are taken together: deletions that the view shows belong to
         # compactions at or before this one.
-        if rev < self.compact_rev:
-            raise errors.Compacted
-        scan = KeepScan(self.index, rev, self.compact_rev)
-        self.scans.append(scan)
+        backend = self.backend
+        scan = KeepScan(self.index, at, self.compact_rev)
+        self.scans.add(scan)
         try:
             with backend.read_view() as view:
                 while not scan.done:
@@ -296,7 +299,7 @@ class Store:
                     await backend.pause(0)
                 return await backend.in_thread(lambda: hash_records(view, scan.spec())), current
         finally:
-            self.scans.remove(scan)
+            self.scans.discard(scan)
 
 
 class WriteTxn:
