@@ -17,10 +17,11 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from kvorum.api.health import HealthService
 from kvorum.api.http import HttpService
+from kvorum.api.mirror import mirror_calls
 from kvorum.api.services import build_methods
 from kvorum.config import ServerConfig, make
 from kvorum.config.urls import URL
@@ -47,7 +48,7 @@ class Member:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(extensive=config.metrics == "extensive")
         self._server: Server | None = None
         self._listeners: list[GrpcServer] = []
         self._health = HealthService()
@@ -88,6 +89,7 @@ class Member:
             http = HttpService(self.server, self.telemetry)
             both = None if plain else http.handle
             methods = build_methods(self.server, self._health)
+            mirror_calls(self.telemetry, methods, self._listeners)
             await self._serve(clients, methods, both, "grpc" if plain else "grpc+http")
             await self._serve(plain, {}, http.handle, "http")
             await self._serve(metrics, {}, http.handle_metrics, "metrics")
@@ -144,6 +146,7 @@ class Member:
     async def stop(self) -> None:
         """Let calls in flight finish for a moment, then bring everything to disk and close."""
         self._health.set_serving(False)
+        lg.info("closing etcd server", name=self.config.name, data_dir=self.config.data_dir)
         await asyncio.gather(*(listener.drain(DRAIN_SECONDS) for listener in self._listeners))
         if self._server is not None:
             await self._server.stop()
@@ -153,6 +156,7 @@ class Member:
         for listening in self._sockets:
             listening.close()
         self._sockets.clear()
+        lg.info("closed etcd server", name=self.config.name, data_dir=self.config.data_dir)
 
     async def wait_fatal(self) -> BaseException:
         """Return why the member died, when it does."""
@@ -160,21 +164,26 @@ class Member:
 
 
 def _listening_socket(url: URL, *, reuse_port: bool) -> socket.socket:
+    """Raises OSError, and then leaves nothing open."""
     if url.is_unix:
-        path = url.path
         with suppress(FileNotFoundError):
-            os.unlink(path)
-        listening = socket.socket(socket.AF_UNIX)
-        listening.bind(path)
+            os.unlink(
+                url.socket_path
+            )  # of a former process; two at once the data directory refuses
+        family, address = socket.AF_UNIX, url.socket_path
     else:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
+        flags = socket.AI_PASSIVE
+        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=flags)
+        family, _, _, _, address = found[0]
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
-    listening.listen(_BACKLOG)
-    listening.setblocking(False)
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
     return listening

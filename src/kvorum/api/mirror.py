@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from kvorum import buildinfo
 from kvorum.api.metrics import fd_limit, fds_used
 from kvorum.config.gates import GATES
+from kvorum.h2 import GrpcServer, Method
 from kvorum.pb import etcdserverpb as pb
+from kvorum.pb import pool
 from kvorum.server.server import Server
-from kvorum.telemetry import Telemetry
+from kvorum.telemetry import GRPC_CODES, Telemetry
 from kvorum.version import ETCD_VERSION
 
 Labelled = dict[tuple[str, ...], float]
@@ -75,3 +79,36 @@ def _mirror_store(telemetry: Telemetry, server: Server) -> None:
     metrics.compact_revision.follow(lambda: store.compact_rev)
     metrics.db_size.follow(backend.size)
     metrics.db_in_use.follow(backend.size_in_use)
+
+
+def mirror_calls(
+    telemetry: Telemetry, methods: Mapping[str, Method], listeners: Sequence[GrpcServer]
+) -> None:
+    """Let the metrics of calls follow the counters of the methods and the listeners."""
+    labels = {path: _call_labels(path) for path in methods}
+    grpc, client = telemetry.grpc, telemetry.client
+    grpc.started.follow(lambda: {labels[p]: m.started for p, m in methods.items()})
+    grpc.received.follow(lambda: {labels[p]: m.received for p, m in methods.items()})
+    grpc.sent.follow(lambda: {labels[p]: m.sent for p, m in methods.items()})
+    grpc.handled.follow(
+        lambda: {
+            (name, *labels[path]): method.handled[code]
+            for path, method in methods.items()
+            for code, name in enumerate(GRPC_CODES)
+        }
+    )
+    client.sent_bytes.follow(lambda: sum(listener.bytes_out for listener in listeners))
+    client.received_bytes.follow(lambda: sum(listener.bytes_in for listener in listeners))
+
+
+def _call_labels(path: str) -> tuple[str, str, str]:
+    """Method, service and kind of a path, in the order of the families' labels."""
+    _, service, name = path.split("/")
+    method = pool().FindServiceByName(service).methods_by_name[name]
+    kinds = {
+        (False, False): "unary",
+        (False, True): "server_stream",
+        (True, False): "client_stream",
+        (True, True): "bidi_stream",
+    }
+    return name, service, kinds[method.client_streaming, method.server_streaming]

@@ -111,13 +111,6 @@ def _create(
     # The backend first: a directory that has a log counts as begun.
     backend = _open_backend(config, loop, snap)
     wal = WAL.create(wal_path, metadata.SerializeToString(), unsafe_no_fsync=config.unsafe_no_fsync)
-    change = ConfChange(ConfChangeType.ADD_NODE, member.id, member.to_json())
-    entry = Entry(Term(1), Index(1), *encode_conf_change(change))
-    state = HardState(Term(1), member.id, Index(1))
-    wal.write(wal.encode(state, [entry]))
-    storage = MemoryStorage()
-    storage.set_hard_state(state)
-    storage.append([entry])
     lg.info(
         "starting a new cluster",
         local_member_id=f"{member.id:x}",
@@ -130,11 +123,23 @@ def _create(
         backend=backend,
         wal=wal,
         snapshots=SnapFiles(snap),
-        storage=storage,
+        storage=_begin_log(wal, member),
         applied=Index(0),
         term=Term(0),
         snapshot_index=Index(0),
     )
+
+
+def _begin_log(wal: WAL, member: Member) -> MemoryStorage:
+    """Log the entry that every member of a new cluster begins with, and count it as committed."""
+    change = ConfChange(ConfChangeType.ADD_NODE, member.id, member.to_json())
+    entry = Entry(Term(1), Index(1), *encode_conf_change(change))
+    state = HardState(Term(1), member.id, Index(1))
+    wal.write(wal.encode(state, [entry]))
+    storage = MemoryStorage()
+    storage.set_hard_state(state)
+    storage.append([entry])
+    return storage
 
 
 def _first_members(config: ServerConfig) -> tuple[Member, int]:
@@ -173,6 +178,10 @@ def _restart(
     cluster.restore()
     applied, term = read_applied(backend)
     _check_agreement(log, start, applied)
+    if applied or log.entries or start != START:
+        storage = _fill_storage(log, start, cluster, applied)
+    else:  # the first start was cut off between making the log and its first entry
+        storage = _begin_log(wal, _begun_member(config, cluster))
     lg.info(
         "restarting local member",
         local_member_id=f"{metadata.NodeID:x}",
@@ -187,11 +196,21 @@ def _restart(
         backend=backend,
         wal=wal,
         snapshots=snapshots,
-        storage=_fill_storage(log, start, cluster, applied),
+        storage=storage,
         applied=applied,
         term=term,
         snapshot_index=start.index,
     )
+
+
+def _begun_member(config: ServerConfig, cluster: Cluster) -> Member:
+    member, cluster_number = _first_members(config)
+    if (member.id, cluster_number) != (cluster.local, cluster.id):
+        raise BadDataDirectory(
+            "the first start of this member was cut off, and the configuration has changed since:"
+            " start it as before, or remove the data directory"
+        )
+    return member
 
 
 def _open_newest(

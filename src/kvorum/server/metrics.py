@@ -1,16 +1,12 @@
-"""The server's own metrics: gauges that read the state when they are asked for, and counters that
-are kept once a batch.
-"""
+"""The server's counters and histograms, kept once a batch."""
 
 from __future__ import annotations
 
-import platform
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from kvorum.log import get_logger
 from kvorum.telemetry import Counter, Histogram, Telemetry
-from kvorum.version import ETCD_VERSION
 
 if TYPE_CHECKING:
     from kvorum.server.server import Server
@@ -49,7 +45,19 @@ class ServerMetrics:
         }
         self._slow = telemetry.server.slow_applies
         self._slow_after = server.config.warning_apply_duration
-        _follow(telemetry, server)
+        server.backend.observe = self._observed
+        self._durations: dict[str, Histogram] = {
+            "commit": telemetry.disk.commit,
+            "defrag": telemetry.disk.defrag,
+            "hash": telemetry.mvcc.hash_seconds,
+        }
+        self._leader_changes = telemetry.server.leader_changes
+
+    def _observed(self, what: str, seconds: float) -> None:
+        self._durations[what].observe(seconds)
+
+    def leader_changed(self) -> None:
+        self._leader_changes.value += 1
 
     def applied(self, counts: dict[str, int], seconds: float) -> None:
         """A batch was applied, so many requests of each kind, in so many seconds in all."""
@@ -63,25 +71,3 @@ class ServerMetrics:
             self._slow.value += total
             took = timedelta(seconds=seconds)
             lg.warn("apply request took too long", took=took, requests=counts)
-
-
-def _follow(telemetry: Telemetry, server: Server) -> None:
-    metrics = telemetry.server
-    metrics.has_leader.follow(lambda: float(bool(server.raft.leader)))
-    metrics.is_leader.follow(lambda: float(server.raft.is_leader))
-    metrics.committed.follow(lambda: server.raft.committed)
-    metrics.applied.follow(lambda: server.applier.index)
-    metrics.pending.follow(lambda: len(server.proposer.waiting))
-    metrics.quota.follow(lambda: server.quota.limit)
-    metrics.version.with_labels(ETCD_VERSION).value = 1
-    metrics.go_version.with_labels(platform.python_version()).value = 1
-    metrics.id.with_labels(f"{server.id:x}").value = 1
-    for gate, enabled in server.config.feature_gates.all().items():
-        metrics.feature_enabled.with_labels(gate, "ALPHA").value = float(enabled)
-    mvcc = telemetry.mvcc
-    mvcc.revision.follow(lambda: server.store.rev)
-    mvcc.compact_revision.follow(lambda: server.store.compact_rev)
-    mvcc.keys.follow(lambda: len(server.store.index))
-    mvcc.db_size.follow(server.backend.size)
-    mvcc.db_in_use.follow(server.backend.size_in_use)
-    telemetry.cluster.is_learner.follow(lambda: float(server.cluster.is_learner()))

@@ -20,7 +20,7 @@ from kvorum.mvcc.watch_source import StoreHistory
 from kvorum.pb import etcdserverpb as pb
 from kvorum.raft.config import Config as RaftConfig
 from kvorum.raft.rawnode import RawNode
-from kvorum.raft.types import ConfState
+from kvorum.raft.types import NONE, ConfState
 from kvorum.server.applier import Applier
 from kvorum.server.autocompact import AutoCompactor
 from kvorum.server.bootstrap import Booted, bootstrap
@@ -77,6 +77,7 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._frozen = (Index(0), Term(0), ConfState())
         self._stopping = False
+        self._known_leader = NONE
         self.id: MemberID = booted.member
         self.cluster = booted.cluster
         self.backend = booted.backend
@@ -268,6 +269,9 @@ class Server:
 
     def leader_changed(self, leader: MemberID, *, is_leader: bool, term: Term) -> None:
         self.header.set_term(term)
+        if leader != self._known_leader:
+            self._known_leader = leader
+            self._metrics.leader_changed()
         if not is_leader and self.lessor.primary:
             self.lessor.demote()
         if leader:
