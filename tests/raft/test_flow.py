@@ -19,6 +19,7 @@ from kvorum.raft import (
     SnapshotMetadata,
     SnapshotTemporarilyUnavailable,
     StateType,
+    following,
 )
 from kvorum.raft.sizes import entries_size
 from kvorum.types import Index, MemberID, Term
@@ -45,21 +46,20 @@ def peer(leader: Driver, member: int = 2):
 
 
 @pytest.mark.parametrize(
-    ("limit", "batches"), [(0, [[2], [3], [4]]), (3 * 9, [[2, 3, 4]]), (2 * 9, [[2, 3], [4]])]
+    ("limit", "batches"),
+    [(0, [[2], [3], [4], [5]]), (2 * 9, [[2, 3], [4, 5]]), (1 << 20, [[2, 3, 4, 5]])],
 )
 def test_an_append_is_limited_in_size(limit, batches):
-    entries = log_of(1, 1, 1)
-    assert entries_size(entries) == 3 * 9
+    assert entries_size(log_of(1, 1, 1)) == 3 * 9
     leader = lone(1, (1, 2), 1, 1, 1, term=1, max_size_per_msg=limit).win()
     leader.take()
     leader.receive(
         MsgType.APP_RESP, 2, 2, reject=True, index=Index(4), reject_hint=BASE, log_term=Term(1)
     )
+    # One probe, and all the rest when that is answered.
     assert appends(leader) == batches[:1]
     leader.receive(MsgType.APP_RESP, 2, 2, index=Index(batches[0][-1]))
-    rest = appends(leader)
-    assert [i for batch in batches[:1] + rest for i in batch] == [2, 3, 4, 5]
-    assert rest[: len(batches) - 1] == batches[1:] or rest[0][: len(batches[1:])]
+    assert [batch for batch in appends(leader) if batch] == batches[1:]
 
 
 def test_no_more_appends_than_the_window_holds():
@@ -303,24 +303,19 @@ def test_a_silent_member_gets_no_snapshot():
     assert peer(leader).state is PROBE
 
 
-@pytest.mark.parametrize("loses", [True, False])
+@pytest.mark.parametrize("loses", [True, False], ids=["entry", "term"])
 def test_a_snapshot_that_is_not_ready_is_asked_for_again(loses):
     state = ConfState(voters=ids(1, 2))
     storage = NotYet()
     storage.apply_snapshot(Snapshot(b"s", SnapshotMetadata(state, BASE, Term(1))))
     leader = Driver(1, storage).win().acknowledge(2)
-    storage.loses = loses
-    if not loses:
-        storage.compact(Index(2))
-        storage.ready = True
-        storage.create_snapshot(Index(2))
-        storage.ready = False
-    peer(leader).next = Index(2 if loses else 1)
     leader.take()
-    leader.receive(MsgType.HEARTBEAT_RESP, 2, 1)
-    peer(leader).become_probe()
-    peer(leader).match = Index(0)
-    peer(leader).next = Index(2 if loses else 1)
+    # Member 2 has lost everything; what it needs is gone, or goes while it is looked for.
+    storage.loses = loses
+    pr = peer(leader)
+    pr.match = Index(0)
+    pr.become_probe()
+    pr.next = Index(2 if loses else 1)
     leader.receive(MsgType.HEARTBEAT_RESP, 2, 1)
     assert leader.take() == []
     storage.ready = True
@@ -382,8 +377,6 @@ def test_a_learner_or_leaving_voter_takes_a_snapshot(state):
 
 
 def test_a_leader_never_takes_a_snapshot():
-    from kvorum.raft import following
-
     leader = leading()
     meta = SnapshotMetadata(ConfState(voters=ids(1, 2)), Index(9), Term(1))
     following.on_snapshot(leader.raft, Message(MsgType.SNAP, snapshot=Snapshot(b"s", meta)))

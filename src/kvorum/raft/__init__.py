@@ -31,8 +31,20 @@ message's ``responses``: those to this member with ``step``, the others to their
 responses nobody waits for durability. Messages to one target are handled in order and none is
 lost; the two targets are independent. A committed entry is handed out only when it is durable here.
 
+What follows for a server:
+
+- A snapshot may be persisted, and with it replace the state machine, while older entries still wait
+  to be applied: then pass over those at or below its index, configuration changes included.
+- Work is independent, so that a snapshot of applied entries may reach the disk before the commit
+  index does. On a restart the stored commit index is at least that of the snapshot.
+- A member that has just been removed no longer knows itself: ``step`` raises StepPeerNotFound for
+  its own responses. There is nothing to be done about it.
+
 Where this departs from the paper: a configuration takes effect when its entry is applied, not when
 it is appended; a vote is also granted by a learner; pre-vote, check-quorum and leases are options.
+Where it departs from etcd's raft: a sole voter too answers reads only after the first commit of its
+term, since the commit index on its disk may be an old one; a malformed append is ignored; waiting
+reads are bounded, and answered as soon as a smaller configuration confirms them.
 """
 
 from __future__ import annotations

@@ -92,8 +92,15 @@ def _refusal(r: Raft, cc: ConfChangeV2) -> str:
 def _describe(cc: ConfChangeV2) -> str:
     words = [f"transition:{cc.transition}", *map(str, cc.changes)]
     if cc.context:
-        words.append("context:" + repr(cc.context)[1:])
+        words.append(f"context:{_quoted(cc.context)}")
     return " ".join(words)
+
+
+def _quoted(data: bytes) -> str:
+    """``data`` in double quotes, as etcd logs it."""
+    # With a double quote in it, repr chooses single ones around it.
+    inner = repr(b'"' + data)[3:-1].replace("\\'", "'").replace('"', '\\"')
+    return f'"{inner}"'
 
 
 def proposal(cc: AnyConfChange | None, local: object = None) -> Entry:

@@ -57,7 +57,11 @@ class Storage(Protocol):
         ...
 
     def snapshot(self) -> Snapshot:
-        """The newest snapshot; raises SnapshotTemporarilyUnavailable while one is in the making."""
+        """The newest snapshot; raises SnapshotTemporarilyUnavailable while one is in the making.
+
+        Not older than ``first_index() - 1``. A member that was added since it was made cannot use
+        it and will ask again, so that it had better be of the present state.
+        """
         ...
 
 

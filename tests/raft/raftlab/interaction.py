@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from random import Random
+from typing import Any
 
 from raftlab import describe
 from raftlab.cluster import Cluster, HistoryStorage, Member
@@ -290,9 +291,9 @@ class Interaction:
         self.output.write(format_progress(self._first(case).node.status().progress.items()))
 
 
-def _settings(options: dict[str, list[str]]) -> dict[str, object]:
+def _settings(options: dict[str, list[str]]) -> dict[str, Any]:
     """The ``Config`` arguments that the options of ``add-nodes`` ask for."""
-    settings: dict[str, object] = {"max_inflight_msgs": MAX_INT32}
+    settings: dict[str, Any] = {"max_inflight_msgs": MAX_INT32}
     for key, [value, *_] in options.items():
         if key in SWITCHES:
             settings[SWITCHES[key]] = value == "true"
