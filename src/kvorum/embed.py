@@ -167,14 +167,13 @@ def _listening_socket(url: URL, *, reuse_port: bool) -> socket.socket:
     """Raises OSError, and then leaves nothing open."""
     if url.is_unix:
         with suppress(FileNotFoundError):
-            os.unlink(
-                url.socket_path
-            )  # of a former process; two at once the data directory refuses
-        family, address = socket.AF_UNIX, url.socket_path
+            os.unlink(url.socket_path)  # left by a former process
+        family: int = socket.AF_UNIX
+        address: Any = url.socket_path
     else:
         flags = socket.AI_PASSIVE
-        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=flags)
-        family, _, _, _, address = found[0]
+        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=flags)[0]
+        family, address = found[0], found[4]
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -100,7 +100,7 @@ class RaftNode:
 
     def tick(self) -> None:
         self._node.tick()
-        self._process()
+        self._advance()
 
     def ask_read_index(self, context: bytes) -> None:
         self._node.read_index(context)
@@ -116,7 +116,15 @@ class RaftNode:
         self._reads.send()
         if not self._writing:
             self._propose()
-        self._process()
+        self._advance()
+
+    def _advance(self) -> None:
+        """`_process`, as the last step of a callback of the loop: what goes wrong in there leaves
+        the state in doubt, so the member must not go on."""
+        try:
+            self._process()
+        except Exception as error:
+            self._observer.failed(error)
 
     def _propose(self) -> None:
         if self.leader == NONE:
@@ -214,7 +222,7 @@ class RaftNode:
             self._node.step(response)
         if not self._writing:
             self._propose()
-        self._process()
+        self._advance()
 
     def _apply(self, message: Message) -> None:
         started = perf_counter()

@@ -13,6 +13,7 @@ from kvorum.pb.wire import int64_field, varint
 from kvorum.types import Revision
 
 NO_END: Final = b""
+_NO_LIMIT: Final = (1 << 63) - 1
 _SORT_KEYS: Final[dict[int, Callable[[mvccpb.KeyValue], Any]]] = {
     pb.RangeRequest.KEY: attrgetter("key"),
     pb.RangeRequest.VERSION: attrgetter("version"),
@@ -61,7 +62,7 @@ def execute_range(view: ReadView, request: pb.RangeRequest) -> tuple[bytes, Revi
         return int64_field(4, found.count), Revision(found.rev)
     special = not has_default_order(request) or has_revision_filters(request)
     # One more than the limit tells whether there is more; sorting and filters need all.
-    fetch = limit + 1 if limit > 0 and not special else 0
+    fetch = limit + 1 if 0 < limit < _NO_LIMIT and not special else 0
     keys_only = request.keys_only
     read = view.range_kvs
     if keys_only and request.sort_target != pb.RangeRequest.VALUE:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kvorum import errors
-from kvorum.errors import EtcdError
+from kvorum.errors import Code, EtcdError
+from kvorum.log import get_logger
 from kvorum.server.proposer import Caller, fail
 from kvorum.types import Index
 
@@ -20,6 +21,8 @@ Read = tuple[Run, Any, Caller]
 
 MAX_WAITING: Final = 100_000
 RETRY_SECONDS: Final = 0.5
+
+lg = get_logger()
 
 
 class _Batch:
@@ -105,7 +108,11 @@ class ReadGate:
             batch = batches.popleft()
             self._waiting -= len(batch.reads)
             for run, request, caller in batch.reads:
-                run(request, caller)
+                try:
+                    run(request, caller)
+                except Exception as error:  # a bug, but a read can have broken nothing
+                    lg.error("a read failed", request=str(request), error=repr(error))
+                    caller.fail(Code.INTERNAL, f"kvorum: {error!r}")
 
     def expire(self, now: float, timeout: float) -> None:
         """Ask again for batches without an answer, and give up on those that are too old."""
