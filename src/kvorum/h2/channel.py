@@ -66,9 +66,7 @@ class _Link(asyncio.Protocol):
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self.core = ClientConnection(
-            channel.limits, self._wake, self._loop.time(), on_change=channel.changed
-        )
+        self.core = ClientConnection(channel.limits, self._wake, self._loop.time(), channel)
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -317,10 +315,10 @@ class Channel:
         while True:
             if self._closed:
                 raise RpcError(Code.CANCELLED, "the channel is closed")
-            link = self._link
-            if link is not None and link.core.usable and link.core.settled:
-                if not link.core.full:
-                    return link.core
+            core = self._link.core if self._link is not None else None
+            if core is not None and core.usable:
+                if core.settled and not core.full:
+                    return core
             elif self._connecting is None:
                 self._connect(wait)
             await self._wait(deadline)
@@ -346,6 +344,19 @@ class Channel:
             if not waiter.done() and waiter in self._waiters:
                 self._waiters.remove(waiter)
 
+    def settled(self) -> None:
+        """The server has said its SETTINGS, so that it is one."""
+        self._backoff.reset()
+        self._retry_at = 0.0
+        self.changed()
+
+    def lost(self, core: ClientConnection) -> None:
+        """A connection has ended. One that never worked is retried with backoff."""
+        if not core.settled:
+            self._failure = f"connection error: {core.fault or 'the server closed it'}"
+            self._retry_at = self._loop.time() + self._backoff.next()
+        self.changed()
+
     def changed(self) -> None:
         """Something happened to the connection: whoever waits looks again."""
         waiters, self._waiters = self._waiters, deque()
@@ -365,10 +376,8 @@ class Channel:
                 await asyncio.sleep(pause)
             async with asyncio.timeout(self._connect_timeout):
                 self._link = await self._open()
-            self._backoff.reset()
-            self._retry_at = 0.0
         except (OSError, TimeoutError) as error:
-            self._failure = f"connection error: {error or 'timed out'}"
+            self._failure = f"connection error: {str(error) or 'timed out'}"
             self._retry_at = self._loop.time() + self._backoff.next()
         finally:
             self._connecting = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kvorum.errors import Code
 from kvorum.h2 import frames
@@ -304,20 +304,26 @@ def _http_status(head: ResponseHead) -> tuple[int, str]:
     return code, f"unexpected HTTP status code received from server: {head.http}"
 
 
-class ClientConnection(Endpoint):
-    """Opens calls. ``on_change`` is called when calls may be started, or no more."""
+class Owner(Protocol):
+    """Who opens calls on the connection learns of its state."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        wake: Callable[[], None],
-        now: float,
-        *,
-        on_change: Callable[[], None] | None = None,
-    ) -> None:
+    def settled(self) -> None:
+        """Calls may be started now."""
+
+    def changed(self) -> None:
+        """There is room for more calls, or none may be started any more."""
+
+    def lost(self, core: ClientConnection) -> None:
+        """The connection has ended."""
+
+
+class ClientConnection(Endpoint):
+    """Opens calls."""
+
+    def __init__(self, limits: Limits, wake: Callable[[], None], now: float, owner: Owner) -> None:
         super().__init__(limits, wake, now)
         self.usable = True
-        self._on_change = on_change
+        self._owner = owner
         self._next_sid = 1
         self._ping_at = -1.0
         self._since = now
@@ -357,13 +363,9 @@ class ClientConnection(Endpoint):
         """Take no more calls; close when those under way are done."""
         self.usable = False
         self.went_away = True
-        self._changed()
+        self._owner.changed()
         if self.quiet:
             self.wake()
-
-    def _changed(self) -> None:
-        if self._on_change is not None:
-            self._on_change()
 
     # --- what the endpoint asks -----------------------------------------------------------------
 
@@ -389,7 +391,8 @@ class ClientConnection(Endpoint):
         stream.head(ResponseHead(sid, fields), end)
 
     def on_settled(self) -> None:
-        self._changed()
+        self.set_check(self.now)
+        self._owner.settled()
 
     def on_goaway(self, last_sid: int, code: int, debug: bytes) -> None:
         text = f"the server went away (code {code}): {debug[:256].decode('utf-8', 'replace')}"
@@ -405,7 +408,7 @@ class ClientConnection(Endpoint):
         full = self.full
         super().forget(stream)
         if full:
-            self._changed()
+            self._owner.changed()
         if self.went_away and self.quiet:
             self.wake()
 
@@ -416,12 +419,10 @@ class ClientConnection(Endpoint):
         for stream in list(self.streams.values()):
             assert isinstance(stream, ClientCall)
             stream.lose(text, unprocessed=False)
+        was_closed = self.closed
         super().lost()
-        self._changed()
-
-    def on_ping_ack(self, payload: bytes) -> None:
-        if payload == _KEEPALIVE_PING:
-            self._ping_at = -1.0
+        if not was_closed:
+            self._owner.lost(self)
 
     def tick(self, now: float) -> None:
         """Client keepalive: only while calls are open, as servers punish other pings."""
@@ -434,12 +435,19 @@ class ClientConnection(Endpoint):
         elif self._ping_at > self.last_read:
             self._watch(self._ping_at + limits.keepalive_timeout, "keepalive ping not answered")
         elif limits.keepalive_interval:
-            due = self.last_read + limits.keepalive_interval
-            if due <= now and (self.streams or limits.permit_without_stream):
-                self._ping_at = now
-                self.send(frames.ping(_KEEPALIVE_PING))
-                due = now + limits.keepalive_timeout
-            self.set_check(max(due, now + 1.0))
+            self._keepalive(now)
+
+    def _keepalive(self, now: float) -> None:
+        limits = self.limits
+        due = self.last_read + limits.keepalive_interval
+        if due > now:
+            self.set_check(due)
+        elif self.streams or limits.permit_without_stream:
+            self._ping_at = now
+            self.send(frames.ping(_KEEPALIVE_PING))
+            self.set_check(now + min(limits.keepalive_timeout, limits.keepalive_interval))
+        else:
+            self.set_check(now + limits.keepalive_interval)
 
     def _watch(self, due: float, what: str) -> None:
         if due <= self.now:

@@ -319,6 +319,9 @@ class ServerConnection(Endpoint):
 
     # --- the connection's life ------------------------------------------------------------------
 
+    def on_settled(self) -> None:
+        self.set_check(self.now)
+
     def on_ping(self) -> None:
         """grpc-go's keepalive enforcement: pings must be rare unless answers flow."""
         sent = self.data_sent + self.answers
@@ -364,9 +367,13 @@ class ServerConnection(Endpoint):
         limits = self.limits
         if not self.settled:
             self._watch(self._since + limits.handshake_timeout, "no preface and SETTINGS")
-        elif self._draining and not self.went_away and now >= self._go_away_at:
-            self._go_away()
-        elif limits.keepalive_interval:
+            return
+        if self._draining and not self.went_away:
+            if now >= self._go_away_at:
+                self._go_away()
+            else:
+                self.set_check(self._go_away_at)
+        if limits.keepalive_interval:
             self._keepalive(now)
 
     def _watch(self, due: float, what: str) -> None:
@@ -382,7 +389,7 @@ class ServerConnection(Endpoint):
             if due <= now:
                 self._ping_at = now
                 self.send(frames.ping(_KEEPALIVE_PING))
-                due = now + limits.keepalive_timeout
+                due = now + min(limits.keepalive_timeout, limits.keepalive_interval)
             self.set_check(due)
         elif limits.keepalive_timeout:
             self._watch(self._ping_at + limits.keepalive_timeout, "keepalive ping not answered")
