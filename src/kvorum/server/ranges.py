@@ -64,9 +64,8 @@ def execute_range(view: ReadView, request: pb.RangeRequest) -> tuple[bytes, Revi
     # One more than the limit tells whether there is more; sorting and filters need all.
     fetch = limit + 1 if 0 < limit < _NO_LIMIT and not special else 0
     keys_only = request.keys_only
-    read = view.range_kvs
-    if keys_only and request.sort_target != pb.RangeRequest.VALUE:
-        read = view.range_keys
+    needs_values = not keys_only or request.sort_target == pb.RangeRequest.VALUE
+    read = view.range_kvs if needs_values else view.range_keys
     found = read(key, end, limit=fetch, rev=rev)
     kvs = found.kvs
     if special or request.sort_target != pb.RangeRequest.KEY:
@@ -75,7 +74,7 @@ def execute_range(view: ReadView, request: pb.RangeRequest) -> tuple[bytes, Revi
     if 0 < limit < len(kvs):
         kvs = kvs[:limit]
         more = b"\x18\x01"
-    if keys_only and read is view.range_kvs:
+    if keys_only and needs_values:
         kvs = [_without_value(kv) for kv in kvs]
     return b"%b%b%b" % (encode_kvs(kvs), more, int64_field(4, found.count)), Revision(found.rev)
 
