@@ -148,7 +148,14 @@ class WatchHub:
         return EventBatch(changes, last, header=self._header, previous=previous, limit=limit)
 
     def _previous(self, change: Change) -> bytes | None:
-        return None if change[3] is None else self._store.kv_by_rev(change[3])
+        """The pair before the revision, not before the change: of two changes of a key in one
+        transaction, both have the same (etcd reads it at the revision before)."""
+        before = change[3]
+        if before is None:
+            return None
+        if before[:8] == change[0][:8]:
+            return self._previous_in_history(change)
+        return self._store.kv_by_rev(before)
 
     def _deliver(
         self, crowd: Crowd, responses: list[Response], refused: list[tuple[Watcher, int]]
