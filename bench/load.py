@@ -347,6 +347,7 @@ class OpenLoop:
         while not stop():
             self._send_due()
             self._receive(patience)
+        self._send_due()
 
     def drain(self) -> Record:
         """Wait for all replies; returns all requests since the start."""

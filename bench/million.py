@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from bench import client as api
 from bench import sources
 from bench.client import Call, Client
-from bench.load import ClosedLoop, Load, OpenLoop, Record, between, quiet
+from bench.load import ClosedLoop, Load, OpenLoop, Record, quiet
 from bench.measure import Sample
 from bench.members import Member, Program
 from bench.runner import EXPECTED, Outcome, Say, order
@@ -186,21 +186,21 @@ def ended(call: Call) -> bool:
 
 
 def during(source: Source, record: Record, call: Call) -> Sample:
-    """Latencies of the requests that were due before the call, and while it ran."""
+    """Latencies of the requests that were over before the call, and of those it could delay."""
     assert call.ended is not None
     until = max(call.ended, call.started + LEAST_WINDOW)
-    before = between(record, 0.0, call.started)
-    meanwhile = between(record, call.started, until)
+    rows = list(zip(record.began, record.latencies, record.streams, strict=True))
+    before = [latency for began, latency, _ in rows if began + latency <= call.started]
+    meanwhile = [row for row in rows if row[0] < until and row[0] + row[1] > call.started]
     sample = {
         "seconds": call.ended - call.started,
-        "before_p99_ms": p99(before.latencies),
-        "stall_ms": max(meanwhile.latencies) * 1e3,
+        "before_p99_ms": p99(before),
+        "stall_ms": max(latency for _, latency, _ in meanwhile) * 1e3,
     }
     if not isinstance(source, Mixed):
-        return {**sample, "during_p99_ms": p99(meanwhile.latencies)}
-    rows = list(zip(meanwhile.streams, meanwhile.latencies, strict=True))
-    writes = [latency for stream, latency in rows if source.is_write(stream)]
-    reads = [latency for stream, latency in rows if not source.is_write(stream)]
+        return {**sample, "during_p99_ms": p99([latency for _, latency, _ in meanwhile])}
+    writes = [latency for _, latency, stream in meanwhile if source.is_write(stream)]
+    reads = [latency for _, latency, stream in meanwhile if not source.is_write(stream)]
     return {**sample, "during_read_p99_ms": p99(reads), "during_write_p99_ms": p99(writes)}
 
 

@@ -91,7 +91,7 @@ def test_an_open_loop_offers_its_rate(loop: Loop, etcd: Member, client: Client) 
     load = load_on(loop, etcd, sources.puts(b"open/"))
     offered = OpenLoop(load, 500.0)
     record = offered.run(0.1, 0.5)
-    assert len(record.latencies) == pytest.approx(500 * record.seconds, abs=2)
+    assert len(record.latencies) == pytest.approx(500 * record.seconds, abs=10)
     assert client.count(b"open/") == load.good == len(offered.lateness)
 
 

@@ -11,17 +11,19 @@ import pytest
 
 from bench import __main__ as command
 from bench import million, report
-from bench.client import RANGE, Client, RpcError
-from bench.connection import Failure
+from bench.client import RANGE, Call, Client, RpcError
+from bench.connection import Body, Failure
+from bench.load import Record
 from bench.measure import METRICS, Sample
 from bench.members import Member, Program, free_ports
 from bench.profiling import profile
 from bench.runner import Outcome, Runner, order
+from bench.sources import Mixed, puts
 from bench.wire import LoadError
 from bench.workloads import Settings, refusals, standard
 from kvorum.pb import etcdserverpb as pb
 
-BRIEF = Settings(rounds=2, seconds=0.1, warm_up=0.02)
+BRIEF = Settings(rounds=2, seconds=0.3, warm_up=0.02)
 
 
 def outcome_of(first: list[Sample], second: list[Sample]) -> Outcome:
@@ -153,7 +155,7 @@ def test_a_server_that_does_not_start_is_reported_and_the_other_measured(
 def test_the_whole_command_writes_a_report(etcd_program: Program, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     binary = etcd_program.command[0]
-    arguments = ["--only", "get-linearizable", "--quick", "--seconds", "0.1", "--json", str(path)]
+    arguments = ["--only", "get-linearizable", "--quick", "--json", str(path)]
     arguments += ["--kvorum", binary, "--etcd", binary, "--data-root", str(tmp_path / "data")]
     assert command.main(arguments) == 0
     document = json.loads(path.read_text())
@@ -164,7 +166,7 @@ def test_the_whole_command_writes_a_report(etcd_program: Program, tmp_path: Path
 
 def test_a_missing_binary_gives_a_failing_exit_code(etcd_program: Program, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    arguments = ["--only", "put-1x1", "--quick", "--seconds", "0.1"]
+    arguments = ["--only", "put-1x1", "--quick"]
     arguments += ["--json", str(path), "--data-root", str(tmp_path)]
     arguments += ["--etcd", etcd_program.command[0], "--kvorum", "/nonexistent/kvorum"]
     assert command.main(arguments) == 1
@@ -191,6 +193,19 @@ def test_the_steps_of_the_large_store(own_etcd: Member, monkeypatch: pytest.Monk
     with pytest.raises(RpcError, match="revision has been compacted"):
         client.call(RANGE, pb.RangeRequest(key=b"k", revision=2), pb.RangeResponse)
     client.close()
+
+
+def test_what_a_maintenance_call_delayed_is_told_from_what_came_before() -> None:
+    call = Call(1, Body())
+    call.started, call.ended = 10.0, 13.0
+    began = [9.0, 9.999, 10.5, 12.999, 13.001]
+    record = Record(5.0, began, [0.002, 3.0, 2.5, 0.005, 9.0], [1, 3, 5, 7, 9])
+    sample = million.during(puts(b"p/"), record, call)
+    assert sample["before_p99_ms"] == pytest.approx(2.0)
+    assert sample["stall_ms"] == sample["during_p99_ms"] == pytest.approx(3000.0)
+    mixed = million.during(Mixed(puts(b"r/"), puts(b"w/"), 2), record, call)
+    assert mixed["during_write_p99_ms"] == pytest.approx(3000.0)
+    assert mixed["during_read_p99_ms"] == pytest.approx(2500.0)
 
 
 def test_the_large_store_says_which_server_failed(tmp_path: Path) -> None:
