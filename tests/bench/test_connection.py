@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import hpack
 import pytest
 
@@ -102,7 +104,7 @@ def test_an_unfinished_message_in_a_body_is_an_error() -> None:
     assert body.whole() == []
 
 
-BAD_ENDINGS = {
+BAD_ENDINGS: dict[str, tuple[Callable[[Peer], bytes], Failure]] = {
     "error in the trailers": (
         lambda peer: (
             peer.headers(1, OPENING)

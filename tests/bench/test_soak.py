@@ -11,7 +11,7 @@ from bench.aio import AsyncClient
 from bench.client import PUT, RpcError
 from bench.members import Member, Program
 from bench.soak_actors import Leases, Ledger, Watcher, wait_all
-from bench.soak_verdict import Findings, Limits, Point, growth, level, table, verdict
+from bench.soak_verdict import Findings, Limits, Point, Rule, growth, level, table, verdict
 from kvorum.pb import etcdserverpb as pb
 
 LIMITS = Limits()
@@ -39,7 +39,7 @@ def points(**slopes: float) -> list[Point]:
     ]
 
 
-def failed(rules: list[soak.Rule]) -> list[str]:
+def failed(rules: list[Rule]) -> list[str]:
     return [rule.name for rule in rules if not rule.passed]
 
 
