@@ -304,6 +304,7 @@ class Backend:
         try:
             rest = job.take()
             await self.in_thread(lambda: job.catch_up(rest))
+            job.check()
             await self.in_thread(job.install)
         except OSError as error:
             self._committer.fail(error)

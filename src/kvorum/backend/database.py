@@ -30,6 +30,13 @@ so that growing it is rare."""
 MIN_MAP_SIZE: Final = 256 << 20
 MAX_READERS: Final = 1024
 LOCK_SUFFIX: Final = "-lock"
+_DAMAGED: Final = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.VersionMismatchError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +66,9 @@ class Database:
         try:
             self.env = _open(path, map_size)
             try:
-                self.dbs = {bucket: self.env.open_db(bucket.encode()) for bucket in Bucket}
                 self._page = self.env.stat()["psize"]
                 self._cover_all_pages()
+                self.dbs = {bucket: self.env.open_db(bucket.encode()) for bucket in Bucket}
                 with self.env.begin() as txn:
                     self.sizes = self._sizes(self._bytes_in_use(txn))
             except BaseException:
@@ -206,8 +213,8 @@ def _open(path: Path, map_size: int) -> lmdb.Environment:
 
 
 def _open_error(path: Path, error: lmdb.Error) -> OpenError:
-    damaged = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError)
-    if isinstance(error, (*damaged, lmdb.PageNotFoundError, lmdb.PanicError)):
+    # The library reports a file format it does not know with no class of its own.
+    if isinstance(error, _DAMAGED) or "data format" in str(error):
         return CorruptError(f"the database {path} is damaged or not of this kind: {error}")
     return OpenError(f"cannot open the database {path}: {error}")
 

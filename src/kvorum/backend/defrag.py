@@ -85,7 +85,7 @@ class Defrag:
         Raises:
             DefragError: it was too much, or the defragmentation was cancelled.
         """
-        self._check()
+        self.check()
         backlog, self._backlog, self.backlog_bytes = self._backlog, [], 0
         return backlog
 
@@ -96,7 +96,8 @@ class Defrag:
                 self._cancelled = self._cancelled or reason
             return not self.installed
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise DefragError if it was cancelled."""
         if self._cancelled:
             raise DefragError(f"defragmentation was given up: {self._cancelled}")
 
@@ -113,6 +114,8 @@ class Defrag:
             finally:
                 os.close(fd)
             self.copy = Database(self._path, map_size=self._database.map_size)
+        except DefragError:
+            raise
         except (lmdb.Error, OSError, BackendError) as error:
             raise DefragError(f"cannot copy the database to {self._path}: {error}") from error
 
@@ -126,7 +129,7 @@ class Defrag:
         """Write commits to the copy. Raises DefragError."""
         assert self.copy is not None
         for batches in backlog:
-            self._check()
+            self.check()
             try:
                 _write_growing(self.copy, batches)
             except lmdb.Error as error:
@@ -143,7 +146,7 @@ class Defrag:
             failpoint.hit("defragBeforeRename")
         path = self._database.path
         with self._install_lock:
-            self._check()
+            self.check()
             try:
                 self._path.rename(path)
             except OSError as error:

@@ -49,19 +49,24 @@ class ReadView:
     def __init__(self, database: Database) -> None:
         database.acquire()
         self._database = database
+        self._txn: lmdb.Transaction[bytes] | None = None
         try:
             self._txn = database.env.begin()
         except BaseException:
             database.release()
             raise
-        self._open = True
+
+    def _reading(self) -> lmdb.Transaction[bytes]:
+        if self._txn is None:
+            raise ViewLostError(f"a view of {self._database.path} was read after it was closed")
+        return self._txn
 
     def get(self, bucket: str, key: bytes) -> bytes | None:
         """The value of a key, None without."""
         bucket = Bucket(bucket)
         place = stored_key(key)
         try:
-            value = self._txn.get(place, None, self._database.dbs[bucket]) if key else None
+            value = self._reading().get(place, None, self._database.dbs[bucket]) if key else None
         except lmdb.Error as error:
             raise self._lost(error) from error
         return None if value is None else loaded_item(place, value)[1]
@@ -75,7 +80,7 @@ class ReadView:
         bucket = Bucket(bucket)
         scan = stored_revisions if bucket is Bucket.KEY else stored_range
         try:
-            yield from scan(self._txn, self._database.dbs[bucket], lo, hi)
+            yield from scan(self._reading(), self._database.dbs[bucket], lo, hi)
         except lmdb.Error as error:
             raise self._lost(error) from error
 
@@ -90,7 +95,7 @@ class ReadView:
     def count(self, bucket: str) -> int:
         """How many pairs a bucket has."""
         try:
-            return self._txn.stat(self._database.dbs[Bucket(bucket)])["entries"]
+            return self._reading().stat(self._database.dbs[Bucket(bucket)])["entries"]
         except lmdb.Error as error:
             raise self._lost(error) from error
 
@@ -98,9 +103,9 @@ class ReadView:
         return ViewLostError(f"a read of {self._database.path} was cut short: {error}")
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
+        if self._txn is not None:
             self._txn.abort()
+            self._txn = None  # the place in LMDB's reader table is free only with the object gone
             self._database.release()
 
     def __enter__(self) -> Self:
