@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from differential.compare import Comparer, response_type, session_differences
 from differential.generator import Generator
 from differential.picture import LEASES, UNKNOWN_LEASES
-from differential.steps import Kind, Step
+from differential.steps import Kind, Step, shorten
 from differential.target import Target
 from support.rpc import COMPACT, HASH_KV, LEASE_GRANT, LEASE_LEASES, LEASE_REVOKE, RANGE, Reply
 
@@ -21,7 +21,7 @@ CHECKPOINT_CHUNKS = 20
 
 
 @dataclass(slots=True)
-class Mismatch(Exception):
+class Mismatch(AssertionError):
     """The first difference found, with all that is needed to see it again."""
 
     position: int
@@ -37,12 +37,14 @@ class Mismatch(Exception):
 class Runner:
     """Two targets in lock step, a chunk of steps at a time."""
 
-    def __init__(self, old: Target, new: Target) -> None:
+    def __init__(self, old: Target, new: Target, *, keep_going: bool = False) -> None:
+        self._keep_going = keep_going
         self.old = old
         self.new = new
         self.comparer = Comparer(newer=new.newer)
         self.done: list[Step] = []
         self.outcomes: Counter[str] = Counter()
+        self.mismatches: dict[str, Mismatch] = {}
         self.events = 0
         self._pool = ThreadPoolExecutor(2)
 
@@ -78,8 +80,16 @@ class Runner:
         for number, step in enumerate(steps):
             self._count(step, old[number])
             if not self.comparer.same(step, old[number], new[number]):
-                raise Mismatch(first + number, step, *self._show(step, old[number], new[number]))
+                self._differ(first + number, step, old[number], new[number])
         return old
+
+    def _differ(self, position: int, step: Step, old: Reply, new: Reply) -> None:
+        """Stop, or keep the first mismatch of each sort."""
+        mismatch = Mismatch(position, step, _text(step, old), _text(step, new))
+        if not self._keep_going or self.new.fault is not None:
+            raise mismatch
+        sort = f"{step.kind} {step.path} {old.code} {old.details} {new.code} {new.details}"
+        self.mismatches.setdefault(sort, mismatch)
 
     def _count(self, step: Step, reply: Reply) -> None:
         """For the run's own coverage: which methods gave which outcomes."""
@@ -88,9 +98,6 @@ class Runner:
         outcome = "not for the reference" if step.new_only else text or reply.code
         self.outcomes[f"{name}: {outcome}"] += 1
 
-    def _show(self, step: Step, old: Reply, new: Reply) -> tuple[str, str]:
-        return _text(step, old), _text(step, new)
-
     def checkpoint(self) -> None:
         """Every watch has what is due to it, and the same on both."""
         self.run([Step(Kind.BARRIER)])
@@ -98,7 +105,10 @@ class Runner:
         for old, new in pairs:
             self.events += sum(len(record.events) for record in old.records)
             for difference in session_differences(old, new):
-                raise Mismatch(len(self.done), None, difference, "")
+                mismatch = Mismatch(len(self.done), None, shorten(difference), "")
+                if not self._keep_going:
+                    raise mismatch
+                self.mismatches.setdefault("watches", mismatch)
 
     def let_leases_expire(self) -> None:
         """Nothing else is written meanwhile, so the deletions have a known revision."""
@@ -147,7 +157,7 @@ def _text(step: Step, reply: Reply) -> str:
     kind = response_type(step)
     if kind is None:
         return reply.body[:500].hex()
-    shown = str(kind.FromString(reply.body)).replace("\n", " ")
+    shown = shorten(str(kind.FromString(reply.body)).replace("\n", " "))
     return shown if len(shown) < 6000 else shown[:6000] + " ..."
 
 

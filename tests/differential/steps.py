@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -46,8 +47,8 @@ class Step:
     def describe(self) -> str:
         text = f"{self.kind.value} {self.path} stream={self.stream} watch_id={self.watch_id}"
         message = self.parsed()
-        shown = f"{len(self.request)} bytes" if len(self.request) > 4000 else message
-        return f"{text}\n    bytes: {self.request[:2000].hex()}\n    {{{shown}}}"
+        shown = shorten(str(message).replace("\n", " "))
+        return f"{text}\n    bytes: {self.request[:400].hex()}\n    {{{shown}}}"
 
     def parsed(self) -> Any:
         """The request as a message, or None if it is not one on purpose."""
@@ -56,6 +57,11 @@ class Step:
             return None if kind is None else kind.FromString(self.request)
         except Exception:  # the protobuf library's own exception type is not public
             return None
+
+
+def shorten(text: str) -> str:
+    """Long strings inside ``text`` cut, so that a report stays readable."""
+    return re.sub(r'("[^"]{60})[^"]{20,}"', r'\1..."', text)
 
 
 _STREAM_REQUESTS = {WATCH_PATH: pb.WatchRequest, KEEP_ALIVE_PATH: pb.LeaseKeepAliveRequest}

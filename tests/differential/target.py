@@ -19,11 +19,13 @@ from support.rpc import (
     RANGE,
     Client,
     Reply,
+    RpcFailed,
 )
 
 from kvorum.pb import etcdserverpb as pb
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 15.0
+_LOST = {"DEADLINE_EXCEEDED", "UNAVAILABLE"}  # no answer at all: no use in going on
 
 
 class KeepAlives:
@@ -67,6 +69,7 @@ class Target:
         self.newer = newer
         self.revision = 1
         self.compacted = 0
+        self.fault: Reply | None = None
         self.closed_sessions: list[WatchSession] = []
         self._calls = calls or _plain_call
         self._connect([])
@@ -86,15 +89,20 @@ class Target:
         return [self.run_one(step) for step in steps]
 
     def run_one(self, step: Step) -> Reply:
-        try:
-            return self._ACTIONS[step.kind](self, step)
-        except WatchFault as fault:
-            return Reply(b"", "FAULT", str(fault))
+        """A reply with code FAULT when the server broke a promise; all later ones are then, too."""
+        if self.fault is None:
+            try:
+                return self._ACTIONS[step.kind](self, step)
+            except (WatchFault, queue.Empty, RpcFailed) as fault:
+                self.fault = Reply(b"", "FAULT", f"{type(fault).__name__} {fault}")
+        return self.fault
 
     def _call(self, step: Step) -> Reply:
         if step.path == COMPACT.path:
             self.settle()  # or it were chance whether a slow watch is cancelled
         reply = self._calls(self.client, step)
+        if reply.code in _LOST:
+            self.fault = Reply(b"", "FAULT", f"{reply.code}: {reply.details}")
         self._observe(step, reply)
         return reply
 

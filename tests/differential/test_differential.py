@@ -30,19 +30,25 @@ def steps(pytestconfig: pytest.Config) -> int:
     return int(given) if given else STEPS
 
 
-def make_runner(members: MemberFactory, reference: Path, tested: Path) -> Runner:
+def make_runner(
+    members: MemberFactory, reference: Path, tested: Path, *, keep_going: bool = False
+) -> Runner:
     pair = [members(binary, flags=FLAGS) for binary in (reference, tested)]
     for member in pair:
         member.spawn()
     for member in pair:
         member.wait_ready()
     newer = etcd_version(tested) > etcd_version(reference)
-    return Runner(Target(pair[0]), Target(pair[1], newer=newer))
+    targets = Target(pair[0]), Target(pair[1], newer=newer)
+    return Runner(*targets, keep_going=keep_going)
 
 
 @pytest.fixture
-def runner(members: MemberFactory, reference: Binaries, kvorum: Path) -> Iterator[Runner]:
-    made = make_runner(members, reference.etcd, kvorum)
+def runner(
+    members: MemberFactory, reference: Binaries, kvorum: Path, pytestconfig: pytest.Config
+) -> Iterator[Runner]:
+    keep_going = pytestconfig.getoption("diff_keep_going")
+    made = make_runner(members, reference.etcd, kvorum, keep_going=keep_going)
     yield made
     made.close()
 
@@ -63,7 +69,11 @@ def test_random_requests_get_the_same_answers(runner: Runner, seed: int, steps: 
         runner.compare_state()
         print(report(runner))
     except Mismatch as mismatch:
-        pytest.fail(f"--diff-seed {seed} --diff-steps {steps}\n{mismatch}", pytrace=False)
+        runner.mismatches.setdefault("first", mismatch)
+    found = "\n".join(str(mismatch) for mismatch in runner.mismatches.values())
+    if found:
+        log = runner.new.member.log_tail()
+        pytest.fail(f"--diff-seed {seed} --diff-steps {steps}\n{found}\n{log}", pytrace=False)
 
 
 def report(runner: Runner) -> str:

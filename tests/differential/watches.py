@@ -16,7 +16,7 @@ from support.rpc import WATCH_PATH, Client, Reply
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import mvccpb
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 15.0
 
 
 class WatchFault(AssertionError):
