@@ -36,14 +36,15 @@ class RevShards:
         return set(self._shards.get(rev[:SHARD_BYTES], ()))
 
     def drain(self, size: int) -> Iterator[list[RevKey]]:
-        """Take all members out, in ascending lists of at least `size` but for the last one."""
+        """Take all members out, ascending, in lists of `size`; the last may be shorter."""
         names = list(self._shards)
         heapify(names)
         batch: list[RevKey] = []
         while names:
             batch += sorted(self._shards.pop(heappop(names)))
-            if len(batch) >= size:
-                yield batch
-                batch = []
+            full = len(batch) - len(batch) % size
+            for at in range(0, full, size):
+                yield batch[at : at + size]
+            del batch[:full]
         if batch:
             yield batch
