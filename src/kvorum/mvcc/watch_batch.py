@@ -53,7 +53,7 @@ class EventBatch:
         self._header = header
         self._previous = previous
         self._limit = limit
-        self._events: tuple[list[bytes | None], list[bytes | None]] = ([], [])
+        self._events: dict[int, bytes] = {}
         self._cache: dict[object, list[Response]] = {}
         self.last = last
         self.front = header(last)
@@ -76,28 +76,25 @@ class EventBatch:
             places = [i for i in places if not kind & self._filter(i)]
             if not places:
                 return []
-        events = self._encode(kind & PREV_KV, places)
+        prev_kv = kind & PREV_KV
         first = self.rev(places[0])
-        if len(events) == 1 or sum(map(len, events)) <= self._limit:
+        if len(places) == 1:  # the most frequent case by far
+            return [Response(self.front, [self._event(places[0], prev_kv)], first)]
+        events = [self._event(i, prev_kv) for i in places]
+        if sum(map(len, events)) <= self._limit:
             return [Response(self.front, events, first)]
         return self._split(events, [self.rev(i) for i in places])
 
     def _filter(self, i: int) -> int:
         return NO_DELETE if len(self._changes[i][0]) == TOMBSTONE_KEY_SIZE else NO_PUT
 
-    def _encode(self, prev_kv: int, places: Sequence[int]) -> list[bytes]:
-        known = self._events[prev_kv]
-        if not known:
-            known.extend([None] * len(self._changes))
-        events = []
-        for i in places:
-            event = known[i]
-            if event is None:
-                event = known[i] = self._event(self._changes[i], prev_kv)
-            events.append(event)
-        return events
+    def _event(self, i: int, prev_kv: int) -> bytes:
+        known = self._events.get(i << 1 | prev_kv)
+        if known is None:
+            known = self._events[i << 1 | prev_kv] = self._encode(self._changes[i], prev_kv)
+        return known
 
-    def _event(self, change: Change, prev_kv: int) -> bytes:
+    def _encode(self, change: Change, prev_kv: int) -> bytes:
         prev = self._previous(change) if prev_kv else None
         if len(change[0]) == TOMBSTONE_KEY_SIZE:
             return delete_event(change[2], int.from_bytes(change[0][:8], "big"), prev)
