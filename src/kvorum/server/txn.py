@@ -191,19 +191,25 @@ def _check_revision(store: Store, revision: int) -> None:
 def _execute(write: WriteTxn, branch: Branch) -> bytes:
     nested = iter(branch.nested)
     responses = []
+    plain_put = b""  # after the first write all answers to puts are alike
     for kind, request in branch.ops:
-        if kind == "request_range":
-            responses.append(_response_op(1, *execute_range(write, request)))
-        elif kind == "request_put":
+        if kind == "request_put":
             body = execute_put(write, request)
-            responses.append(_response_op(2, body, write.rev))
+            if body or not plain_put:
+                response = _response_op(2, body, write.rev)
+                plain_put = plain_put if body else response
+            else:
+                response = plain_put
+        elif kind == "request_range":
+            response = _response_op(1, *execute_range(write, request))
         elif kind == "request_delete_range":
             body = execute_delete(write, request)
-            responses.append(_response_op(3, body, write.rev))
+            response = _response_op(3, body, write.rev)
         else:
             body = _execute(write, next(nested))
             # The header of a nested answer stays empty in etcd.
-            responses.append(delimited(3, delimited(4, b"\n\x00" + body)))
+            response = delimited(3, delimited(4, b"\n\x00" + body))
+        responses.append(response)
     return _txn_body(branch.succeeded, responses)
 
 
