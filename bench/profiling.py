@@ -13,6 +13,7 @@ from bench.members import Member, Program
 from bench.wire import LoadError
 from bench.workloads import Offered, Settings, Workload
 
+LAUNCHER: Final = Path(__file__).with_name("profiled.py")
 LINES: Final = 40
 PROFILED_RATE: Final = 2_000
 """Puts/s offered to a profiled member, which is several times slower than usual."""
@@ -29,7 +30,7 @@ def profile(
     if isinstance(workload, Offered):
         workload.rate = PROFILED_RATE
     script = shutil.which(program.command[0]) or program.command[0]
-    command = (sys.executable, "-m", "cProfile", "-o", str(output), script)
+    command = (sys.executable, str(LAUNCHER), str(output), script)
     member = Member(Program(program.label, command), root / "profile")
     output.unlink(missing_ok=True)
     try:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import pstats
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from bench.connection import Body, Failure
 from bench.load import Record
 from bench.measure import METRICS, Sample
 from bench.members import Member, Program, free_ports
-from bench.profiling import profile
+from bench.profiling import LAUNCHER, profile
 from bench.runner import Outcome, Runner, order
 from bench.sources import Mixed, puts
 from bench.wire import LoadError
@@ -232,6 +235,21 @@ def test_a_stopped_member_has_no_numbers(tmp_path: Path) -> None:
 
 def test_free_ports_differ() -> None:
     assert len(set(free_ports(20))) == 20
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGTERM)", "raise SystemExit(3)"])
+def test_a_profile_is_written_however_the_script_ends(tmp_path: Path, end: str) -> None:
+    script = tmp_path / "script"
+    script.write_text(
+        f"import os, signal, sys\nprint(sys.argv, flush=True)\nsorted([2, 1])\n{end}\n"
+    )
+    output = tmp_path / "out.prof"
+    command = [sys.executable, str(LAUNCHER), str(output), str(script), "--flag"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode in (-signal.SIGTERM, 3)
+    assert ended.stdout == str([str(script), "--flag"]) + "\n"
+    functions = [name for _, _, name in pstats.Stats(str(output)).stats]
+    assert "<built-in method builtins.sorted>" in functions
 
 
 def test_profiling_something_that_is_no_server(tmp_path: Path) -> None:
