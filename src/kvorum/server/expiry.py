@@ -18,7 +18,7 @@ BATCH: Final = 500
 
 
 class _Revocation:
-    """The caller of one revocation: its answer only frees a place."""
+    """The caller of one revocation: whatever the answer, there is room for the next."""
 
     __slots__ = ("_expiry",)
 
@@ -26,14 +26,17 @@ class _Revocation:
         self._expiry = expiry
 
     def reply(self, message: bytes) -> None:
-        self._expiry.revoked()
+        self._expiry.expired += 1
+        self._expiry.settled()
 
     def fail(self, code: int, message: str) -> None:
-        self._expiry.revoked()  # gone already, or the lessor will name it again
+        self._expiry.settled()  # gone already, or the lessor will name it again
 
 
 class LeaseExpiry:
-    """Proposes what the primary lessor finds due. `check` belongs every half second."""
+    """Proposes what the primary lessor finds due. `check` belongs every half second. ``expired``
+    counts the leases that were revoked.
+    """
 
     def __init__(self, lessor: Lessor, proposer: Proposer, *, checkpoints: bool) -> None:
         self.expired = 0
@@ -42,6 +45,7 @@ class LeaseExpiry:
         self._checkpoints = checkpoints
         self._due: list[LeaseID] = []
         self._in_flight = 0
+        self._proposing = False
 
     def check(self, now: float) -> None:
         """Take up what has expired by now."""
@@ -52,17 +56,21 @@ class LeaseExpiry:
         if self._checkpoints:
             self._checkpoint(now)
 
-    def revoked(self) -> None:
+    def settled(self) -> None:
+        """A revocation was answered."""
         self._in_flight -= 1
-        self.expired += 1
         self._propose()
 
     def _propose(self) -> None:
+        if self._proposing:
+            return  # a refusal comes from within the call, and the loop below goes on after it
+        self._proposing = True
         while self._due and self._in_flight < MAX_IN_FLIGHT:
             self._in_flight += 1
             request = pb.LeaseRevokeRequest(ID=self._due.pop())
             message = request.SerializeToString()
             self._proposer.propose("lease_revoke", message, request, _Revocation(self))
+        self._proposing = False
 
     def _checkpoint(self, now: float) -> None:
         due = self._lessor.due_checkpoints(now)
