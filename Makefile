@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check interop bench pb lock clean
+.PHONY: setup run test check interop crash soak bench pb lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,23 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Other people's clients and binaries against a member.
+interop: setup
+	$(BIN)/python -m pytest tests/interop tests/differential --interop
+
+# Kills and failpoints, over and over: CYCLES=200 for a closing run.
+CYCLES ?= 50
+crash: setup
+	$(BIN)/python -m pytest tests/crash --crash-cycles $(CYCLES) --crash-long
+
+MINUTES ?= 10
+soak: setup
+	$(BIN)/python -m bench.soak --minutes $(MINUTES)
+
+# ARGS="--million", ARGS="--only put*": see bench/README.md.
+bench: setup
+	$(BIN)/python -m bench $(ARGS)
 
 pb: setup
 	$(BIN)/python tools/build_pb.py
