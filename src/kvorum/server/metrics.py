@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kvorum.log import get_logger
 from kvorum.telemetry import Counter, Histogram, Telemetry
-
-if TYPE_CHECKING:
-    from kvorum.server.server import Server
 
 _OPS: Final = {
     "put": "Put",
@@ -30,9 +27,9 @@ lg = get_logger()
 
 
 class ServerMetrics:
-    """Connects a server with the telemetry of its member."""
+    """The numbers of one server; ``slow_after`` is ``--warning-apply-duration`` in seconds."""
 
-    def __init__(self, telemetry: Telemetry, server: Server) -> None:
+    def __init__(self, telemetry: Telemetry, slow_after: float) -> None:
         apply = telemetry.server.apply_seconds
         self._apply_seconds: dict[str, Histogram] = {
             kind: apply.with_labels("v3", op, "true") for kind, op in _OPS.items()
@@ -44,8 +41,7 @@ class ServerMetrics:
             "txn": mvcc.txns,
         }
         self._slow = telemetry.server.slow_applies
-        self._slow_after = server.config.warning_apply_duration
-        server.backend.observe = self._observed
+        self._slow_after = slow_after
         self._durations: dict[str, Histogram] = {
             "commit": telemetry.disk.commit,
             "defrag": telemetry.disk.defrag,
@@ -53,7 +49,8 @@ class ServerMetrics:
         }
         self._leader_changes = telemetry.server.leader_changes
 
-    def _observed(self, what: str, seconds: float) -> None:
+    def observed(self, what: str, seconds: float) -> None:
+        """The backend did something: ``commit``, ``defrag`` or ``hash``."""
         self._durations[what].observe(seconds)
 
     def leader_changed(self) -> None:

@@ -82,10 +82,10 @@ class Server:
         self.cluster = booted.cluster
         self.backend = booted.backend
         self.storage_version = read_storage_version(self.backend)
+        self._metrics = ServerMetrics(telemetry, config.warning_apply_duration)
         self._build_state(booted)
         self._build_consensus(booted)
         self._build_upkeep(booted)
-        self._metrics = ServerMetrics(telemetry, self)
 
     def _build_state(self, booted: Booted) -> None:
         """What entries are applied to: store, leases, alarms."""
@@ -174,6 +174,7 @@ class Server:
         self.backend.pre_commit = self._before_commit
         self.backend.on_commit = self._after_commit
         self.backend.on_fatal = self.failed
+        self.backend.observe = self._metrics.observed
         self.compactions = Compactions(
             self.store,
             batch_limit=config.compaction_batch_limit,
