@@ -33,9 +33,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def traces_root(config: pytest.Config) -> Path:
     chosen = config.getoption("raft_traces")
-    return Path(chosen) if chosen else config.rootpath / BESIDE
+    if not chosen:
+        return config.rootpath / BESIDE
+    if not any(Path(chosen).rglob("*.txt")):
+        raise pytest.UsageError(f"--raft-traces: no trace files in {chosen}")
+    return Path(chosen)
 
 
 def trace_files(root: Path, folder: str) -> list[Path]:
-    """The trace files of one kind, in order; those of ``quorum`` lie in ``quorum/testdata``."""
-    return sorted((root / folder).rglob("*.txt"))
+    """The trace files of one kind, in order.
+
+    Those of ``quorum`` lie in ``quorum/testdata``. A folder with nothing but files has interactions.
+    """
+    plain = folder == "testdata" and not (root / folder).is_dir()
+    return sorted(root.glob("*.txt") if plain else (root / folder).rglob("*.txt"))
