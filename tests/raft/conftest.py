@@ -43,7 +43,7 @@ def traces_root(config: pytest.Config) -> Path:
 def trace_files(root: Path, folder: str) -> list[Path]:
     """The trace files of one kind, in order.
 
-    Those of ``quorum`` lie in ``quorum/testdata``. A folder with nothing but files has interactions.
+    Those of ``quorum`` lie in ``quorum/testdata``. Files in no such folder are interactions.
     """
     plain = folder == "testdata" and not (root / folder).is_dir()
     return sorted(root.glob("*.txt") if plain else (root / folder).rglob("*.txt"))
