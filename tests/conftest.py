@@ -6,7 +6,6 @@ folder goes to the end of the import path: a helper can never hide an installed 
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from support.binaries import Binaries, kvorum_binary, reference_binaries
-from support.member import Member, MemberFactory
+from support.member import MemberFactory
 from support.need import need
 
 
@@ -71,11 +70,3 @@ def module_members(
     factory = MemberFactory(folder, pytestconfig.getoption("server_log_dir"))
     yield factory
     factory.close()
-
-
-def fresh_seed() -> int:
-    """A seed that is new with every run; the tests print it when they fail."""
-    return random.SystemRandom().randrange(1, 1_000_000)
-
-
-__all__ = ["Member", "fresh_seed"]

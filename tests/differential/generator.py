@@ -44,16 +44,17 @@ class Generator:
         self._until_big_value = 900
 
     def take(self, count: int) -> list[Step]:
+        """About ``count`` steps. A compaction begins a list: it must know of every watch."""
+        self._until_compaction -= count
         steps: list[Step] = []
+        if self._until_compaction <= 0:
+            self._until_compaction = self.at.rng.randint(1, 2 * _COMPACT_EVERY)
+            steps = self._compaction()
         while len(steps) < count:
             steps += self._next()
         return steps
 
     def _next(self) -> list[Step]:
-        self._until_compaction -= 1
-        if self._until_compaction <= 0:
-            self._until_compaction = self.at.rng.randint(1, 2 * _COMPACT_EVERY)
-            return self._compaction()
         self._until_big_value -= 1
         if self._until_big_value <= 0:
             self._until_big_value = 3000

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import fresh_seed
 from differential.generator import Generator
 from differential.runner import Mismatch, Runner
 from differential.target import Target
 from support.binaries import Binaries, etcd_version
 from support.member import MemberFactory
+from support.seeds import fresh_seed
 
 STEPS = 20_000
 FLAGS = ["--snapshot-count=3000", "--log-level=warn", "--unsafe-no-fsync"]
