@@ -322,22 +322,32 @@ class Leases:
             answered = _clock()
             for _ in range(renewals):
                 await asyncio.sleep(lease.TTL / 3)
-                sent = _clock()
-                await self._renew(lease.ID)
-                answered = _clock()
+                asked = _clock()
+                remaining = await self._renew(lease.ID)
+                if remaining <= 0:
+                    # Fair when we or the server were held up for longer than the lease lives.
+                    self._judge_expiry(lease.ID, lease.TTL, sent, _clock())
+                    break
+                sent, answered = asked, _clock()
+                self._findings.kept_alive += 1
             await self._end(lease.ID, lease.TTL, (sent, answered), gone, revoke=revoke)
         finally:
             del self._deleted[key]
 
-    async def _renew(self, lease: int) -> None:
+    async def _renew(self, lease: int) -> int:
+        """Returns the lease's new time to live, 0 when it is gone."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._renewed.setdefault(lease, deque()).append(future)
         self._renewals.write(pb.LeaseKeepAliveRequest(ID=lease))
         async with asyncio.timeout(30):
-            remaining = await future
-        if remaining <= 0:
-            self._findings.fault("lease expired early", f"lease {lease:x} before its renewal")
-        self._findings.kept_alive += 1
+            return await future
+
+    def _judge_expiry(self, lease: int, seconds: int, sent: float, when: float) -> None:
+        """A lease may not be gone before its time, counted from the last renewal's sending."""
+        early = sent + seconds - when
+        if early > self._limits.early:
+            text = f"lease {lease:x} of {seconds} s {early * 1e3:.0f} ms early"
+            self._findings.fault("lease expired early", text)
 
     def _answered(self, message: bytes) -> None:
         reply = pb.LeaseKeepAliveResponse.FromString(message)
@@ -373,10 +383,7 @@ class Leases:
         if revoke:
             return
         self._findings.expired += 1
-        early = sent + seconds - when
-        if early > self._limits.early:
-            text = f"lease {lease:x} of {seconds} s {early * 1e3:.0f} ms early"
-            self._findings.fault("lease expired early", text)
+        self._judge_expiry(lease, seconds, sent, when)
         self._findings.expiry_delay.add(max(0.0, when - answered - seconds))
 
 

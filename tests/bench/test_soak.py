@@ -188,6 +188,18 @@ def test_a_revoked_and_a_kept_lease(etcd: Member) -> None:
     assert (findings.revoked, findings.kept_alive, findings.faults) == (2, 2, {})
 
 
+@pytest.mark.parametrize(("when", "faults"), [(11.9, 1), (11.96, 0), (15.0, 0)])
+def test_a_lease_may_not_end_before_its_time(etcd: Member, when: float, faults: int) -> None:
+    async def story() -> Findings:
+        findings = Findings()
+        client = await AsyncClient.connect(etcd.port)
+        Leases(client, findings, LIMITS)._judge_expiry(7, 2, sent=10.0, when=when)
+        client.close()
+        return findings
+
+    assert asyncio.run(story()).faults.get("lease expired early", 0) == faults
+
+
 def test_a_short_soak_of_etcd(
     etcd_program: Program,
     tmp_path: Path,
