@@ -96,6 +96,7 @@ class Server:
             lambda key: backend.delete("lease", key),
             limits=LessorLimits(min_ttl=math.ceil(1.5 * config.election_timeout / 1000)),
             checkpoints=config.feature_gates.enabled("LeaseCheckpoint"),
+            persist=self._persists_checkpoints,
             metrics=self.telemetry.lease,
         )
         self.lessor.restore(value for _, value in backend.range("lease", b"", None))
@@ -301,6 +302,12 @@ class Server:
         disk.wal_write.observe(times.write)
         disk.wal_fsync.observe(times.sync)
         disk.wal_bytes.value += size
+
+    def _persists_checkpoints(self) -> bool:
+        """Members before 3.6 store no checkpoints, and all members must store the same."""
+        version = tuple(int(part) for part in (self.cluster.version or "0").split("."))
+        gate = self.config.feature_gates.enabled("LeaseCheckpointPersist")
+        return gate or version >= (3, 6)
 
     def _wake_watches(self) -> None:
         self.loop.call_soon(self._sync_watches)
