@@ -230,7 +230,7 @@ class Wire:
 
 
 OK_HEAD = "HEADERS {} :status=200 content-type=application/grpc"
-OK_TAIL = "HEADERS {} END grpc-status=0 grpc-message="
+OK_TAIL = "HEADERS {} END grpc-status=0"
 
 
 def answer(sid: int, message: bytes) -> list[str]:

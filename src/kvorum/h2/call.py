@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kvorum.h2.server_core import ServerConnection
 
 _HEAD_BLOCK: Final = encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
-_OK_BLOCK: Final = encode([(b"grpc-status", b"0"), (b"grpc-message", b"")])
+_OK_BLOCK: Final = encode([(b"grpc-status", b"0")])
 _OK_FLAGS: Final = END_HEADERS | END_STREAM
 
 # A reply is these two around the message: response head, DATA frame head with message prefix, and
@@ -95,7 +95,10 @@ class Call(Stream):
         # Stream.__init__ in place, as every microsecond here is one of each request.
         self.conn = conn
         self.sid = sid
-        self.peer_done = True
+        self.peer_done = False
+        self.expected = head.content_length
+        self.waiting: Method | None = method
+        self.recv_left = conn.limits.stream_window
         self.delta = 0
         self.backlog = 0
         self._owed = 0
@@ -229,6 +232,7 @@ class Call(Stream):
     def _settle(self, code: int) -> None:
         """The call has its status; nothing of it may be held any longer than needed."""
         self._done = True
+        self.waiting = None
         self.method.handled[code if 0 <= code < 17 else 2] += 1
         if self.slot is not None:
             self.slot.discard(self)
@@ -274,19 +278,15 @@ class Call(Stream):
             self._uncredited = 0
             self._deliver()
 
-    def open(self) -> None:
-        """Become a call whose request is still arriving (the general path)."""
-        limits = self.conn.limits
-        self.peer_done = False
-        self.recv_left = limits.stream_window
-        self._inbox = Inbox(limits.max_receive_message, self._head.gzip)
-
     def feed(self, data: bytes, end: bool) -> None:
-        inbox = self._inbox
-        if self._done or inbox is None:
+        if self._done:
             return
-        inbox.feed(data)
         conn = self.conn
+        self.waiting = None
+        inbox = self._inbox
+        if inbox is None:
+            inbox = self._inbox = Inbox(conn.limits.max_receive_message, self._head.gzip)
+        inbox.feed(data)
         conn.recv_backlog += len(data)
         # Credit on arrival, so that a message may be larger than the window; what waits in the
         # inbox is then one message at most. A paused call gives none.

@@ -220,9 +220,6 @@ class Endpoint:
         """The fields of a block, None if they are too large."""
         return self.decoder.decode(block, self.limits.max_header_list)
 
-    def check_length(self, sid: int, size: int, end: bool) -> None:
-        """Body bytes came; compare with content-length (RFC 9113 section 8.1.1)."""
-
     def on_settled(self) -> None:
         """The peer's first SETTINGS frame was applied."""
 
@@ -325,7 +322,7 @@ class Endpoint:
             raise StreamFault(sid, ErrorCode.FLOW_CONTROL_ERROR, "stream window overrun")
         end = flags & END_STREAM != 0
         data = frames.unpad(flags, payload)
-        self.check_length(sid, len(data), end)
+        stream.check_length(len(data), end)
         if not data and not end:
             self.count_nuisance("empty DATA frames")
         if end:

@@ -28,6 +28,7 @@ class Exchange(Stream):
 
     def __init__(self, conn: ServerConnection, sid: int, head: RequestHead) -> None:
         super().__init__(conn, sid, peer_done=False)
+        self.expected = head.content_length
         self._head = head
         self._parts: list[bytes] = []
         self._size = 0

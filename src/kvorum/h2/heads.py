@@ -79,8 +79,8 @@ class RequestHead:
     """One request head.
 
     ``method`` is None unless it is a gRPC call that can go on; ``refusal`` says why not, and is
-    None for plain HTTP. ``fast`` is the method if a call may take the short path: unary, and
-    nothing in the head that the short path does not check.
+    None for plain HTTP. ``fast`` is the method if it is unary, so that a call may take the short
+    path.
     """
 
     __slots__ = (
@@ -201,7 +201,7 @@ def build_head(
     head.refusal = _refusal(head, verb, methods)
     if head.refusal is None:
         head.method = methods[head.path]
-        if not head.method.streaming and head.content_length is None:
+        if not head.method.streaming:
             head.fast = head.method
     return head
 

@@ -12,6 +12,7 @@ from kvorum.h2.call import Call
 from kvorum.h2.connection import Endpoint
 from kvorum.h2.exchange import Exchange
 from kvorum.h2.frames import (
+    DATA,
     DEFAULT_WINDOW,
     END_HEADERS,
     END_STREAM,
@@ -34,8 +35,7 @@ from kvorum.h2.service import Service
 from kvorum.h2.stream import Stream
 
 _unpack: Final = FRAME_HEAD.unpack_from
-_DATA_HEAD: Final = Struct(">IBIBI")  # a DATA frame's header with the gRPC prefix after it
-_unpack_data: Final = _DATA_HEAD.unpack_from
+_unpack_prefix: Final = Struct(">BI").unpack_from  # of a gRPC message: flag, length
 _KEEPALIVE_PING: Final = b"kvorum\0k"
 _DRAIN_PING: Final = b"kvorum\0d"
 _DRAIN_PATIENCE: Final = 5.0  # grpc-go: how long the answer to it may take
@@ -67,7 +67,9 @@ class ServerConnection(Endpoint):
         self.accepting = True
         self._heads: dict[bytes, RequestHead] = {}
         self._preface_left = PREFACE
-        self._lengths: dict[int, int] = {}
+        # Off until SETTINGS have come; also for tests, to compare the two paths.
+        self.short = False
+        self._max_size = min(limits.max_receive_message + 5, limits.max_frame_size)
         self._strikes = 0
         self._last_ping = -IDLE_PING_INTERVAL
         self._sent_mark = 0
@@ -99,29 +101,23 @@ class ServerConnection(Endpoint):
         pos = 0
         end = len(data)
         # All of this read fits the connection's window, or the short path is off (section 6.9.1).
-        fast_end = end if self.recv_left >= end and not self._assembly.sid and self.settled else 0
+        fast_end = end if self.short and self.recv_left >= end and not self._assembly.sid else 0
         heads = self._heads
         streams = self.streams
-        limits = self.limits
-        max_size = min(limits.max_receive_message, limits.max_frame_size - 5)
+        max_size = self._max_size
         room = self.max_streams
-        deadlines = self.service.deadlines
         while end - pos >= 9:
             word, flags, sid = _unpack(data, pos)
             body = pos + 9
-            stop = body + (word >> 8)
-            # The short path: a head, then the whole message in one frame that ends the request.
-            # Whatever does not look exactly so is left to the general path.
-            if flags == END_HEADERS and word & 0xFF == HEADERS and stop + 14 <= fast_end:
-                dword, dflags, dsid, packed, size = _unpack_data(data, stop)
-                last = stop + 14 + size
+            size = word >> 8
+            stop = body + size
+            # The short path: a head that opens a unary call, and one frame with the whole message
+            # that ends the request. Whatever is not exactly so is left to the general path.
+            if stop <= fast_end:
+                kind = word & 0xFF
                 if (
-                    dsid == sid
-                    and dword == size + 5 << 8  # type DATA
-                    and dflags == END_STREAM
-                    and packed == 0
-                    and last <= end
-                    and size <= max_size
+                    kind == HEADERS
+                    and flags == END_HEADERS
                     and sid & 1
                     and self.last_sid < sid <= MAX_STREAM_ID
                     and len(streams) < room
@@ -129,23 +125,34 @@ class ServerConnection(Endpoint):
                 ):
                     head = heads.get(data[body:stop]) or self._learn_now(sid, data[body:stop])
                     method = head.fast
+                    pos = stop
                     if method is None:
                         self._open_slow(sid, head)
-                        pos = stop
                         continue
                     self.last_sid = sid
-                    self.recv_left -= size + 5
                     method.started += 1
-                    method.received += 1
                     streams[sid] = call = Call(self, sid, head, method)
                     if head.timeout is not None:
-                        deadlines.add(call, self.now, head.timeout)
-                    try:
-                        method.handler(call, data[stop + 14 : last])
-                    except Exception as error:
-                        self._handler_failed(call, error)
-                    pos = last
+                        self.service.deadlines.add(call, self.now, head.timeout)
                     continue
+                if kind == DATA and flags == END_STREAM and 5 <= size <= max_size:
+                    stream = streams.get(sid)
+                    if (
+                        stream is not None
+                        and (waiting := stream.waiting) is not None
+                        and _unpack_prefix(data, body) == (0, size - 5)
+                        and (stream.expected is None or stream.expected == size)
+                    ):
+                        self.recv_left -= size
+                        stream.waiting = None
+                        stream.peer_done = True
+                        waiting.received += 1
+                        try:
+                            waiting.handler(stream, data[body + 5 : stop])
+                        except Exception as error:
+                            self._handler_failed(stream, error)
+                        pos = stop
+                        continue
             used = self._frame_at(data, pos, end)
             if not used or self.closed:
                 break
@@ -212,6 +219,9 @@ class ServerConnection(Endpoint):
 
     def _learn_now(self, sid: int, block: bytes) -> RequestHead:
         """As ``_learn``, for the short path: a fault is dealt with, and gives ``_FAULTY``."""
+        limits = self.limits
+        if len(block) > min(limits.max_frame_size, limits.max_header_block):
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"head of {len(block)} bytes")
         try:
             return self._learn(sid, block)
         except StreamFault as fault:
@@ -231,7 +241,7 @@ class ServerConnection(Endpoint):
 
     def _trailers(self, stream: Stream, fields: list[Field] | None, end: bool) -> None:
         check_trailers(stream.sid, fields, end)
-        self.check_length(stream.sid, 0, True)
+        stream.check_length(0, True)
         stream.peer_done = True
         stream.feed(b"", True)
 
@@ -241,10 +251,8 @@ class ServerConnection(Endpoint):
         elif head.refusal is not None:
             self._refuse_call(sid, head.refusal.block, end)
         else:
-            if head.content_length is not None:
-                self._lengths[sid] = head.content_length
-            if end:
-                self.check_length(sid, 0, True)
+            if end and head.content_length:
+                raise StreamFault(sid, ErrorCode.PROTOCOL_ERROR, "8.1.1: not the content-length")
             if head.method is None:
                 self._open_exchange(sid, head, end)
             else:
@@ -267,7 +275,7 @@ class ServerConnection(Endpoint):
 
     def _open_call(self, sid: int, head: RequestHead, method: Method, end: bool) -> None:
         call = Call(self, sid, head, method)
-        call.open()
+        call.waiting = None if method.streaming or end else method
         call.peer_done = end
         self.streams[sid] = call
         method.started += 1
@@ -281,25 +289,10 @@ class ServerConnection(Endpoint):
         if end:
             call.feed(b"", True)
 
-    def check_length(self, sid: int, size: int, end: bool) -> None:
-        left = self._lengths.get(sid)
-        if left is None:
-            return
-        left -= size
-        if left < 0 or (end and left):
-            raise StreamFault(sid, ErrorCode.PROTOCOL_ERROR, "8.1.1: not the content-length")
-        if end:
-            del self._lengths[sid]
-        else:
-            self._lengths[sid] = left
-
-    def forget(self, stream: Stream) -> None:
-        super().forget(stream)
-        self._lengths.pop(stream.sid, None)
-
     # --- handlers -------------------------------------------------------------------------------
 
-    def _handler_failed(self, call: Call, error: Exception) -> None:
+    def _handler_failed(self, call: Stream, error: Exception) -> None:
+        assert isinstance(call, Call)
         if isinstance(error, EtcdError):
             call.fail(error.code, error.message)
             return
@@ -321,6 +314,8 @@ class ServerConnection(Endpoint):
 
     def on_settled(self) -> None:
         self.set_check(self.now)
+        # The short path does not look at a stream's window: one frame must fit it.
+        self.short = self.limits.stream_window >= self.limits.max_frame_size
 
     def on_ping(self) -> None:
         """grpc-go's keepalive enforcement: pings must be rare unless answers flow."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from kvorum.h2.frames import FRAME_HEAD, window_update
+from kvorum.h2.frames import FRAME_HEAD, ErrorCode, StreamFault, window_update
 
 if TYPE_CHECKING:
     from kvorum.h2.connection import Endpoint
+    from kvorum.h2.method import Method
 
 _pack: Final = FRAME_HEAD.pack
 
@@ -19,7 +20,8 @@ class Stream:
     ``conn`` the connection; ``sid`` its id; ``peer_done`` whether the peer has ended its side;
     ``delta`` the send window's distance from the peer's SETTINGS_INITIAL_WINDOW_SIZE, so that a
     change of that setting costs nothing a stream (RFC 9113 section 6.9.2);
-    ``backlog`` bytes not yet handed to the socket.
+    ``backlog`` bytes not yet handed to the socket; ``expected`` bytes still to come according to
+    content-length; ``waiting`` the method of a unary call of which only the head is here.
     """
 
     __slots__ = (
@@ -30,9 +32,11 @@ class Stream:
         "backlog",
         "conn",
         "delta",
+        "expected",
         "peer_done",
         "recv_left",
         "sid",
+        "waiting",
     )
 
     conn: Endpoint
@@ -41,6 +45,8 @@ class Stream:
     delta: int
     backlog: int
     recv_left: int
+    expected: int | None
+    waiting: Method | None
     _owed: int
     _queue: deque[bytes | memoryview] | None
     _tail: bytes | None
@@ -53,6 +59,8 @@ class Stream:
         self.delta = 0
         self.backlog = 0
         self.recv_left = conn.limits.stream_window
+        self.expected = None
+        self.waiting = None
         self._owed = 0
         self._queue = None
         self._tail = None
@@ -168,6 +176,14 @@ class Stream:
         self._tail = None
 
     # Receiving.
+
+    def check_length(self, size: int, end: bool) -> None:
+        """Body bytes came; compare with content-length (RFC 9113 section 8.1.1)."""
+        if self.expected is None:
+            return
+        self.expected -= size
+        if self.expected < 0 or (end and self.expected):
+            raise StreamFault(self.sid, ErrorCode.PROTOCOL_ERROR, "8.1.1: not the content-length")
 
     def take_window(self, size: int) -> bool:
         """Account for a DATA frame of ``size`` bytes; False if the peer overran the window."""
