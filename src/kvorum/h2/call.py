@@ -18,7 +18,7 @@ from kvorum.h2.frames import (
 from kvorum.h2.heads import RequestHead, refusal_block
 from kvorum.h2.hpack import Field, encode
 from kvorum.h2.http import Certificate
-from kvorum.h2.message import Inbox, frame_message
+from kvorum.h2.message import Inbox
 from kvorum.h2.method import Method
 from kvorum.h2.status import RpcError, encode_message
 from kvorum.h2.stream import Stream
@@ -199,7 +199,7 @@ class Call(Stream):
         if not self._headed:
             self.start()
         self.method.sent += 1
-        self.write(frame_message(message))
+        self.write_message(message)
 
     def finish(self) -> None:
         """End the call with status OK."""

@@ -151,7 +151,7 @@ class ClientCall(Stream):
 
     def send(self, message: bytes) -> None:
         if not self._done and not self._local_end:
-            self.write(frame_message(message))
+            self.write_message(message)
 
     def end(self) -> None:
         """Half-close: nothing more will be sent."""

@@ -65,7 +65,7 @@ class Endpoint:
         self._on_wake = wake
         self.now = now
         self.last_read = now
-        self.out: list[bytes] = []
+        self.out: list[bytes | memoryview] = []
         self.quiet = True
         self.closed = False
         self.fault: ConnectionFault | None = None

@@ -18,42 +18,57 @@ def frame_message(message: bytes) -> bytes:
 
 
 class Inbox:
-    """Cuts what arrives into messages. ``held`` bytes wait for the rest of theirs."""
+    """Cuts what arrives into messages. ``held`` bytes wait to be taken, or for the rest."""
 
-    __slots__ = ("_buffer", "_gzip", "_limit")
+    __slots__ = ("_at", "_gzip", "_limit", "_need", "_parts", "held")
 
     def __init__(self, limit: int, gzip: bool) -> None:
-        self._buffer = bytearray()
+        self.held = 0
+        self._parts: list[bytes] = []  # joined only once a message is complete
+        self._at = 0  # where the next message begins in the first part
+        self._need = PREFIX_SIZE
         self._limit = limit
         self._gzip = gzip
 
-    @property
-    def held(self) -> int:
-        return len(self._buffer)
-
     def feed(self, data: bytes) -> None:
-        self._buffer += data
+        if data:
+            self._parts.append(data)
+            self.held += len(data)
 
     def next(self) -> bytes | None:
         """The next complete message; None if there is none. RpcError ends the stream."""
-        buffer = self._buffer
-        if len(buffer) < PREFIX_SIZE:
+        if self.held < self._need:
             return None
-        size = int.from_bytes(buffer[1:5], "big")
+        data = self._joined()
+        start = self._at + PREFIX_SIZE
+        size = int.from_bytes(data[start - 4 : start], "big")
         if size > self._limit:
             raise RpcError(
                 Code.RESOURCE_EXHAUSTED,
                 f"grpc: received message larger than max ({size} vs. {self._limit})",
             )
-        end = PREFIX_SIZE + size
-        if len(buffer) < end:
+        self._need = PREFIX_SIZE + size
+        if self.held < self._need:
             return None
-        flag = buffer[0]
-        message = bytes(memoryview(buffer)[PREFIX_SIZE:end])
-        if flag:
-            message = self._unpack(flag, message)
-        del buffer[:end]
+        message = data[start : start + size]
+        if data[self._at]:
+            message = self._unpack(data[self._at], message)
+        self._at = start + size
+        self.held -= self._need
+        self._need = PREFIX_SIZE
+        if not self.held:
+            self._parts.clear()
+            self._at = 0
         return message
+
+    def _joined(self) -> bytes:
+        parts = self._parts
+        if len(parts) > 1:
+            if self._at:
+                parts[0] = parts[0][self._at :]
+                self._at = 0
+            parts[:] = [b"".join(parts)]
+        return parts[0]
 
     def _unpack(self, flag: int, message: bytes) -> bytes:
         if flag != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from kvorum.h2.frames import FRAME_HEAD, ErrorCode, StreamFault, window_update
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from kvorum.h2.method import Method
 
 _pack: Final = FRAME_HEAD.pack
+_pack_prefix: Final = Struct(">BI").pack
+_pack_message: Final = Struct(">IBIBI").pack  # a DATA frame's header and a message's prefix
 
 
 class Stream:
@@ -97,8 +100,26 @@ class Stream:
             if conn.quiet:
                 conn.wake()
             return
-        if size:
-            self._enqueue(data)
+        self._enqueue(data)
+
+    def write_message(self, message: bytes) -> None:
+        """Send a gRPC message, without a copy of it."""
+        conn = self.conn
+        length = len(message)
+        size = length + 5
+        if (
+            not self.backlog
+            and size <= conn.room
+            and size <= conn.peer_window + self.delta
+            and size <= conn.peer_frame
+        ):
+            conn.room -= size
+            self.delta -= size
+            conn.out += (_pack_message(size << 8, 0, self.sid, 0, length), message)
+            if conn.quiet:
+                conn.wake()
+            return
+        self._enqueue(_pack_prefix(0, length), message)
 
     def finish_with(self, tail: bytes) -> None:
         """Send the frames that end our side, after all data. The stream is then gone."""
@@ -107,15 +128,18 @@ class Stream:
         else:
             self._close(tail)
 
-    def _enqueue(self, data: bytes) -> None:
+    def _enqueue(self, *pieces: bytes) -> None:
+        conn = self.conn
+        alone = not conn.backlog
         if self._queue is None:
             self._queue = deque()
-        self._queue.append(data)
-        alone = not self.conn.backlog
-        self.backlog += len(data)
-        self.conn.backlog += len(data)
+        for piece in pieces:
+            if piece:
+                self._queue.append(piece)
+                self.backlog += len(piece)
+                conn.backlog += len(piece)
         self.list_ready()
-        self.conn.check_backlog(alone)
+        conn.check_backlog(alone)
 
     def list_ready(self) -> None:
         """Have the connection call ``push`` as soon as it has room, if our own window has."""
@@ -137,7 +161,8 @@ class Stream:
         self.delta -= size
         self.backlog -= size
         conn.backlog -= size
-        conn.out += (_pack(size << 8, 0, self.sid), self._cut(size))
+        conn.out.append(_pack(size << 8, 0, self.sid))
+        self._move(size)
         if self.backlog:
             self.list_ready()
         elif self._tail is not None:
@@ -146,21 +171,20 @@ class Stream:
         if self.backlog <= conn.limits.send_low_water < self.backlog + size:
             self.drained()
 
-    def _cut(self, size: int) -> bytes:
-        """The first ``size`` bytes of the queue."""
+    def _move(self, size: int) -> None:
+        """Hand the first ``size`` bytes of the queue to the connection."""
         queue = self._queue
         assert queue is not None
-        parts: list[bytes | memoryview] = []
+        out = self.conn.out
         while size:
             first = queue.popleft()
             if len(first) > size:
-                # A view, so that one large message is not copied once for each frame.
+                # A view, so that a large message is not copied for each frame.
                 view = memoryview(first)
                 queue.appendleft(view[size:])
                 first = view[:size]
-            parts.append(first)
+            out.append(first)
             size -= len(first)
-        return b"".join(parts)
 
     def _close(self, tail: bytes) -> None:
         conn = self.conn
