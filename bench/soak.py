@@ -43,8 +43,8 @@ FLAGS: Final = (
 )
 """Set so that what must level off can do so within minutes."""
 
-LONG_RUN: Final = 150.0
-"""Seconds from which on every kind of maintenance must have been seen."""
+LONG_RUN: Final = 300.0
+"""Seconds from which on all maintenance must have been seen and sizes must hold their level."""
 
 LEASE_SECONDS: Final = (2, 3, 4)
 RENEWALS: Final = 4
