@@ -134,8 +134,9 @@ def test_a_view_outlives_the_file_it_reads(tmp_path: Path) -> None:
             await backend.commit()
             assert dict([first, *items]) == expected
             assert old.views == 1
+            assert not old.closed.is_set()
         assert old.views == 0
-        assert old._lock_fd == -1, "closed with its last view"
+        assert old.closed.wait(20), "closed with its last view"
 
     run(tmp_path, scenario)
 

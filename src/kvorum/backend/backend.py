@@ -347,7 +347,8 @@ class Backend:
         old.retire()
 
     def close(self) -> None:
-        """Commit what is left and close the file. A defragmentation under way is given up.
+        """Commit what is left and close the file. A defragmentation under way is given up, and
+        views are lost.
 
         Raises:
             CommitError: the last commit failed, or an earlier one had.
@@ -366,7 +367,7 @@ class Backend:
             self.commit_now()
         finally:
             self._txn.abort()
-            self.database.retire()
+            self.database.close()
 
 
 def _moved(source: Path, target: Path) -> Database:

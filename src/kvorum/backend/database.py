@@ -62,6 +62,7 @@ class Database:
         self._views = 0
         self._retired = False
         self._guard = threading.Lock()
+        self.closed = threading.Event()
         self._lock_fd = _lock(path)
         try:
             self.env = _open(path, map_size)
@@ -151,29 +152,36 @@ class Database:
             self._views += 1
 
     def release(self) -> None:
+        """A reader is done."""
         with self._guard:
             self._views -= 1
             last = self._retired and self._views == 0
         if last:
-            self.close()
+            self._close_aside()
 
     @property
     def views(self) -> int:
+        """How many readers there are."""
         return self._views
 
     def retire(self) -> None:
-        """Close as soon as nobody reads any more."""
+        """Take no more readers, and close as soon as nobody reads any more."""
         with self._guard:
             self._retired = True
             idle = self._views == 0
         if idle:
-            self.close()
+            self._close_aside()
+
+    def _close_aside(self) -> None:
+        """To unmap a large file takes a while, and nobody need wait for it."""
+        threading.Thread(target=self.close, name="kvorum-unmap", daemon=True).start()
 
     def close(self) -> None:
+        """Close at once. Whoever still reads gets an error."""
         self.env.close()
-        if self._lock_fd >= 0:
+        if not self.closed.is_set():
             os.close(self._lock_fd)
-            self._lock_fd = -1
+            self.closed.set()
 
 
 def _lock(path: Path) -> int:

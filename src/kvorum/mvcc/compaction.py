@@ -37,8 +37,8 @@ BATCH_LIMIT: Final = 1000
 """Deletions between two commits (etcd's --compaction-batch-limit)."""
 SLEEP: Final = 0.01
 """Seconds between two batches (etcd's --compaction-sleep-interval)."""
-INDEX_SLICE: Final = 2000
-"""Index entries in one step, and revisions taken out of them: about a millisecond."""
+INDEX_SLICE: Final = 1000
+"""Index entries in one step, or revisions taken out of them: a millisecond or two."""
 
 
 class Compaction:

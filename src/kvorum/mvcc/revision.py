@@ -15,6 +15,7 @@ revisions, and ``a < before(n)`` asks for a main revision below n.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Final, cast
 
@@ -24,14 +25,14 @@ REV_KEY_LEN: Final = 17
 SEPARATOR: Final = 0x5F
 TOMBSTONE_MARK: Final = b"t"
 
-pack_rev: Final = Struct(">QBQ").pack
+pack_rev: Final = cast(Callable[[int, int, int], RevKey], Struct(">QBQ").pack)
 """``pack_rev(main, SEPARATOR, sub)`` is a RevKey: for hot paths, `rev_key` elsewhere."""
 _pack_main: Final = Struct(">Q").pack
 
 
 def rev_key(main: int, sub: int = 0) -> RevKey:
     """The revision of a put."""
-    return RevKey(pack_rev(main, SEPARATOR, sub))
+    return pack_rev(main, SEPARATOR, sub)
 
 
 def tombstone_key(main: int, sub: int = 0) -> RevKey:

@@ -35,6 +35,11 @@ class RevShards:
         """All members with the same first bytes as `rev`."""
         return set(self._shards.get(rev[:SHARD_BYTES], ()))
 
+    def take_near(self, rev: bytes) -> Set[bytes]:
+        """The same, for the last time: they are taken out, so that a large collection is not
+        freed all at once."""
+        return set(self._shards.pop(rev[:SHARD_BYTES], ()))
+
     def drain(self, size: int) -> Iterator[list[RevKey]]:
         """Take all members out, ascending, in lists of `size`; the last may be shorter."""
         names = list(self._shards)

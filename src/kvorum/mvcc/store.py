@@ -119,13 +119,13 @@ class Store:
 
     def put(self, key: bytes, value: bytes, lease: LeaseID) -> Revision:
         """A put as a transaction of its own; its revision."""
-        main = self.rev + 1
+        main: Revision = self.rev + 1  # type: ignore[assignment] # Revision() would be a call
         self._put(main, 0, key, value, lease)
-        self.rev = Revision(main)
-        return self.rev
+        self.rev = main
+        return main
 
     def _put(self, main: int, sub: int, key: bytes, value: bytes, lease: LeaseID) -> None:
-        rev = RevKey(pack_rev(main, SEPARATOR, sub))
+        rev = pack_rev(main, SEPARATOR, sub)
         entry = self.index.setdefault(key, rev)
         if entry is rev:
             record = encode(key, main, main, 1, value, lease)
