@@ -23,6 +23,7 @@ from kvorum.api.health import HealthService
 from kvorum.api.http import HttpService
 from kvorum.api.mirror import mirror_calls
 from kvorum.api.services import build_methods
+from kvorum.backend import BackendError
 from kvorum.config import ServerConfig, make
 from kvorum.config.urls import URL
 from kvorum.h2 import GrpcServer, HttpHandler, Limits, Method
@@ -30,6 +31,7 @@ from kvorum.log import get_logger
 from kvorum.server.errors import StartError
 from kvorum.server.server import GRPC_OVERHEAD, Server
 from kvorum.telemetry import Telemetry
+from kvorum.wal import WALError
 
 __all__ = ["Member", "ServerConfig", "config"]
 
@@ -93,9 +95,12 @@ class Member:
             await self._serve(clients, methods, both, "grpc" if plain else "grpc+http")
             await self._serve(plain, {}, http.handle, "http")
             await self._serve(metrics, {}, http.handle_metrics, "metrics")
-        except BaseException:
-            await self.stop()
-            raise
+        except BaseException as why:
+            try:
+                await self.stop()
+            except (WALError, BackendError) as error:
+                lg.warn("failed to stop after a failed start", error=error)
+            raise why
         self._health.set_serving(True)
 
     async def _until_ready(self) -> None:
@@ -144,18 +149,24 @@ class Member:
         )
 
     async def stop(self) -> None:
-        """Let calls in flight finish for a moment, then bring everything to disk and close."""
+        """Let calls in flight finish for a moment, then bring everything to disk and close.
+
+        Raises:
+            WALError, BackendError: not everything came to disk; all is closed.
+        """
         self._health.set_serving(False)
         lg.info("closing etcd server", name=self.config.name, data_dir=self.config.data_dir)
-        await asyncio.gather(*(listener.drain(DRAIN_SECONDS) for listener in self._listeners))
-        if self._server is not None:
-            await self._server.stop()
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        for listening in self._sockets:
-            listening.close()
-        self._sockets.clear()
+        try:
+            await asyncio.gather(*(listener.drain(DRAIN_SECONDS) for listener in self._listeners))
+            if self._server is not None:
+                await self._server.stop()
+        finally:
+            for listener in self._listeners:
+                listener.close()
+            self._listeners.clear()
+            for listening in self._sockets:
+                listening.close()
+            self._sockets.clear()
         lg.info("closed etcd server", name=self.config.name, data_dir=self.config.data_dir)
 
     async def wait_fatal(self) -> BaseException:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,15 +73,20 @@ def bootstrap(config: ServerConfig, loop: asyncio.AbstractEventLoop) -> Booted:
     """
     snap = Path(config.snap_dir)
     wal = Path(config.wal_path)
-    _make_directories(Path(config.data_dir), snap, wal.parent)
+    _make_directories(Path(config.data_dir), Path(config.member_dir), snap, wal.parent)
+    SnapFiles(snap).remove_temporary()
     if exists(wal):
         return _restart(config, loop, wal, snap)
-    if (snap / FILE_NAME).exists():
-        raise BadDataDirectory(
-            f"{snap / FILE_NAME} holds a database, but there is no log in {wal}: restore the log,"
-            " name its directory with --wal-dir, or begin with an empty data directory"
-        )
+    if (snap / GO_FILE_NAME).exists():
+        raise _log_is_missing(snap / GO_FILE_NAME, wal)
     return _create(config, loop, wal, snap)
+
+
+def _log_is_missing(database: Path, wal: Path) -> BadDataDirectory:
+    return BadDataDirectory(
+        f"{database} holds a database, but there is no log in {wal}: restore the log,"
+        " name its directory with --wal-dir, or begin with an empty data directory"
+    )
 
 
 def _make_directories(*directories: Path) -> None:
@@ -108,9 +113,18 @@ def _create(
 ) -> Booted:
     member, cluster_number = _first_members(config)
     metadata = pb.Metadata(NodeID=member.id, ClusterID=cluster_number)
-    # The backend first: a directory that has a log counts as begun.
-    backend = _open_backend(config, loop, snap)
-    wal = WAL.create(wal_path, metadata.SerializeToString(), unsafe_no_fsync=config.unsafe_no_fsync)
+    with ExitStack() as opened:
+        # The backend first: a directory that has a log counts as begun.
+        backend = _open_backend(config, loop, snap)
+        opened.callback(backend.close)
+        if read_applied(backend) != (0, 0):  # it is not what a start that was cut off left
+            raise _log_is_missing(backend.path, wal_path)
+        wal = WAL.create(
+            wal_path, metadata.SerializeToString(), unsafe_no_fsync=config.unsafe_no_fsync
+        )
+        opened.callback(wal.close)
+        storage = _begin_log(wal, member)
+        opened.pop_all()
     lg.info(
         "starting a new cluster",
         local_member_id=f"{member.id:x}",
@@ -123,7 +137,7 @@ def _create(
         backend=backend,
         wal=wal,
         snapshots=SnapFiles(snap),
-        storage=_begin_log(wal, member),
+        storage=storage,
         applied=Index(0),
         term=Term(0),
         snapshot_index=Index(0),
@@ -165,33 +179,31 @@ def _restart(
     if not has_database and (snap / GO_FILE_NAME).exists():
         import_go_database(snap / GO_FILE_NAME, snap / FILE_NAME)
         has_database = True
-    wal, log, start = _open_newest(
-        wal_path, snapshots if has_database else None, no_fsync=config.unsafe_no_fsync
-    )
-    try:
+    with ExitStack() as opened:
+        wal, log, start = _open_newest(
+            wal_path, snapshots if has_database else None, no_fsync=config.unsafe_no_fsync
+        )
+        opened.callback(wal.close)
         backend = _open_backend(config, loop, snap)
-    except BaseException:
-        wal.close()
-        raise
-    metadata = pb.Metadata.FromString(log.metadata)
-    cluster = Cluster(metadata.ClusterID, MemberID(metadata.NodeID), backend)
-    cluster.restore()
-    applied, term = read_applied(backend)
-    _check_agreement(log, start, applied)
-    if applied or log.entries or start != START:
-        storage = _fill_storage(log, start, cluster, applied)
-    else:  # the first start was cut off between making the log and its first entry
-        storage = _begin_log(wal, _begun_member(config, cluster))
+        opened.callback(backend.close)
+        cluster = _restore_cluster(log, backend)
+        applied, term = read_applied(backend)
+        _check_agreement(log, start, applied)
+        if applied or log.entries or start != START:
+            storage = _fill_storage(log, start, cluster, applied)
+        else:  # the first start was cut off between making the log and its first entry
+            storage = _begin_log(wal, _begun_member(config, cluster))
+        opened.pop_all()
     lg.info(
         "restarting local member",
-        local_member_id=f"{metadata.NodeID:x}",
-        cluster_id=f"{metadata.ClusterID:x}",
+        local_member_id=f"{cluster.local:x}",
+        cluster_id=f"{cluster.id:x}",
         commit_index=log.hard_state.commit,
         applied_index=applied,
         snapshot_index=start.index,
     )
     return Booted(
-        member=MemberID(metadata.NodeID),
+        member=cluster.local,
         cluster=cluster,
         backend=backend,
         wal=wal,
@@ -201,6 +213,13 @@ def _restart(
         term=term,
         snapshot_index=start.index,
     )
+
+
+def _restore_cluster(log: ReadResult, backend: Backend) -> Cluster:
+    metadata = pb.Metadata.FromString(log.metadata)
+    cluster = Cluster(metadata.ClusterID, MemberID(metadata.NodeID), backend)
+    cluster.restore()
+    return cluster
 
 
 def _begun_member(config: ServerConfig, cluster: Cluster) -> Member:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from kvorum.backend import Backend, Bucket
+from kvorum.backend.database import LOCK_SUFFIX, sync_directory
 from kvorum.log import get_logger
 from kvorum.server.errors import BadDataDirectory
 from kvorum.snap import BoltError, import_bolt
@@ -30,7 +31,7 @@ def import_go_database(source: Path, target: Path) -> None:
         BadDataDirectory: the source cannot be read, or holds what etcd never writes.
     """
     unfinished = target.with_name(target.name + ".import")
-    unfinished.unlink(missing_ok=True)
+    _remove(unfinished)
     lg.info("converting the database of etcd", source=str(source), target=str(target))
     backend = Backend(unfinished)
     try:
@@ -41,8 +42,16 @@ def import_go_database(source: Path, target: Path) -> None:
     finally:
         backend.close()
     os.rename(unfinished, target)
+    _remove(unfinished)
+    sync_directory(target.parent)
     entries = sum(counts.values())
     lg.info("converted the database of etcd; the original was kept", entries=entries)
+
+
+def _remove(unfinished: Path) -> None:
+    """Take away what an interrupted conversion left, and the file that the storage locks."""
+    for path in (unfinished, unfinished.with_name(unfinished.name + LOCK_SUFFIX)):
+        path.unlink(missing_ok=True)
 
 
 class _Copier:

@@ -23,7 +23,7 @@ lg = get_logger()
 
 
 class Publisher:
-    """Publishes; `leader_changed` tries, and tries again after a failure."""
+    """Publishes; `attempt` tries, and tries again after a failure."""
 
     def __init__(
         self,
@@ -45,8 +45,9 @@ class Publisher:
         self._publishing = False
         self._setting_version = False
 
-    def leader_changed(self, *, is_leader: bool) -> None:
-        """There is a leader, perhaps a new one."""
+    def attempt(self, *, is_leader: bool) -> None:
+        """Propose what is not known yet and not under way. There is a leader; to be called when
+        there is a new one, and now and then, as a proposal may be lost."""
         if not self.published and not self._publishing:
             self._publish()
         if is_leader and not self._setting_version and self._cluster.version != CLUSTER_VERSION:

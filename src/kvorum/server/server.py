@@ -6,10 +6,12 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 from kvorum import errors
 from kvorum.alarm import AlarmStore
+from kvorum.backend import BackendError
 from kvorum.config import ServerConfig, compaction_retention
 from kvorum.errors import Code, EtcdError
 from kvorum.lease.lessor import Lessor, LessorLimits
@@ -45,7 +47,7 @@ from kvorum.server.request import RequestIds
 from kvorum.server.snapshotter import PURGE_INTERVAL, SnapshotTaker
 from kvorum.telemetry import Telemetry
 from kvorum.types import Index, MemberID, Revision, Term
-from kvorum.wal import WriteTimes
+from kvorum.wal import WALError, WriteTimes
 
 SWEEP_INTERVAL: Final = 0.5
 GRPC_OVERHEAD: Final = 512 * 1024
@@ -76,16 +78,27 @@ class Server:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._frozen = (Index(0), Term(0), ConfState())
+        self._frozen_after = 0
         self._stopping = False
         self._known_leader = NONE
         self.id: MemberID = booted.member
         self.cluster = booted.cluster
         self.backend = booted.backend
-        self.storage_version = read_storage_version(self.backend)
         self._metrics = ServerMetrics(telemetry, config.warning_apply_duration)
-        self._build_state(booted)
-        self._build_consensus(booted)
-        self._build_upkeep(booted)
+        with self._files() as files:
+            self.storage_version = read_storage_version(self.backend)
+            self._build_state(booted)
+            self._build_consensus(booted)
+            self._build_upkeep(booted)
+            files.pop_all()
+
+    def _files(self) -> ExitStack:
+        """Lets go of the threads and files when it is left, each one whatever the others do."""
+        files = ExitStack()
+        files.callback(self.backend.close)
+        files.callback(self._wal.close)
+        files.callback(self._disk.close)
+        return files
 
     def _build_state(self, booted: Booted) -> None:
         """What entries are applied to: store, leases, alarms."""
@@ -94,7 +107,7 @@ class Server:
         self.lessor = Lessor(
             lambda key, value: backend.put("lease", key, value),
             lambda key: backend.delete("lease", key),
-            limits=LessorLimits(min_ttl=math.ceil(1.5 * config.election_timeout / 1000)),
+            limits=LessorLimits(min_ttl=_min_ttl(config)),
             checkpoints=config.feature_gates.enabled("LeaseCheckpoint"),
             persist=self._persists_checkpoints,
             metrics=self.telemetry.lease,
@@ -236,7 +249,11 @@ class Server:
         self._timers[name] = self.loop.call_later(seconds, call)
 
     async def stop(self) -> None:
-        """Refuse what is waiting, bring everything to disk, and let the files go."""
+        """Refuse what is waiting, bring everything to disk, and let the files go.
+
+        Raises:
+            WALError, BackendError: not everything came to disk; the files were let go.
+        """
         if self._stopping:
             return
         self._stopping = True
@@ -249,14 +266,13 @@ class Server:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        healthy = not self.failure.done()
-        if healthy:
+        if self.failure.done():
+            with suppress(WALError, BackendError), self._files():
+                return  # what is wrong with them was reported
+        with self._files():
             self.raft.log_state()
-        self._disk.close()
-        if healthy:
+            self._disk.close()
             await self.backend.commit()
-        self._wal.close()
-        self.backend.close()
 
     def failed(self, error: BaseException) -> None:
         """Something happened after which nothing may be acknowledged any more."""
@@ -277,7 +293,7 @@ class Server:
         if not is_leader and self.lessor.primary:
             self.lessor.demote()
         if leader:
-            self._publisher.leader_changed(is_leader=is_leader)
+            self._publisher.attempt(is_leader=is_leader)
 
     def term_begun(self, term: Term) -> None:
         """A leader's first entry was applied. If it is our own, all entries of former terms were
@@ -328,6 +344,7 @@ class Server:
     def _before_commit(self) -> None:
         applier = self.applier
         self._frozen = (applier.index, applier.term, applier.conf_state)
+        self._frozen_after = self.backend.commits
         if applier.index:
             write_applied(self.backend, applier.index, applier.term)
         if applier.conf_changed:
@@ -336,8 +353,9 @@ class Server:
 
     def _after_commit(self) -> None:
         self.quota.refresh()
-        index, term, conf_state = self._frozen
-        self._snapshotter.committed(index, term, conf_state)
+        if self.backend.commits > self._frozen_after:  # else the next one is under way already
+            index, term, conf_state = self._frozen
+            self._snapshotter.committed(index, term, conf_state)
 
     # Upkeep
 
@@ -345,6 +363,8 @@ class Server:
         now = self.loop.time()
         self.proposer.expire(now - self.config.request_timeout)
         self.reads.expire(now, self.config.request_timeout)
+        if self.raft.leader:
+            self._publisher.attempt(is_leader=self.raft.is_leader)
 
     def _expire_leases(self) -> None:
         if self.raft.is_leader:
@@ -399,3 +419,8 @@ class Server:
         task = self.loop.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _min_ttl(config: ServerConfig) -> int:
+    """Seconds: one and a half elections, in whole ticks."""
+    return math.ceil(3 * config.election_ticks // 2 * config.heartbeat_interval / 1000)
