@@ -55,6 +55,7 @@ class Compactions:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None  # one that had not begun yet did not do this itself
 
     async def _run(self) -> None:
         try:
