@@ -37,6 +37,7 @@ from kvorum.types import Index, MemberID, Term
 from kvorum.wal import (
     START,
     WAL,
+    LogNotFound,
     ReadResult,
     SnapshotNotFound,
     SnapshotRecord,
@@ -218,7 +219,10 @@ def _restart(
 def _restore_cluster(log: ReadResult, backend: Backend) -> Cluster:
     metadata = pb.Metadata.FromString(log.metadata)
     cluster = Cluster(metadata.ClusterID, MemberID(metadata.NodeID), backend)
-    cluster.restore()
+    try:
+        cluster.restore()
+    except ValueError as error:
+        raise BadDataDirectory(f"the member list in {backend.path} is damaged: {error}") from error
     return cluster
 
 
@@ -241,7 +245,13 @@ def _open_newest(
     reached the log, or lies above what was committed, then the log itself is asked, as etcd does.
     """
     if snapshots is None:  # the database is lost: a log that is whole can make it again
-        return *open_log(wal_path, START, unsafe_no_fsync=no_fsync), START
+        try:
+            return *open_log(wal_path, START, unsafe_no_fsync=no_fsync), START
+        except LogNotFound as error:
+            raise BadDataDirectory(
+                f"there is no database, and the log cannot replace it: {error}. Restore from a"
+                " snapshot, or remove this member and add it again"
+            ) from error
     with suppress(NoSnapshot, SnapshotNotFound):
         record = SnapshotRecord.of(snapshots.load_newest().metadata)
         wal, log = open_log(wal_path, record, unsafe_no_fsync=no_fsync)

@@ -1,0 +1,125 @@
+"""Taking over a database of etcd: whole, or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from kvorum.backend import Backend, CommitError
+from kvorum.server import goimport
+from kvorum.server.errors import BadDataDirectory
+from kvorum.server.goimport import import_go_database
+from kvorum.snap import BoltWriter
+
+CONTENT = {
+    b"alarm": [(b"\x08\x01\x10\x01", b"")],
+    b"cluster": [(b"clusterVersion", b"3.5.0")],
+    b"key": [(bytes([0, 0, 0, 0, 0, 0, 0, i]) + b"_" + bytes(8), b"kv%d" % i) for i in range(99)],
+    b"lease": [],
+    b"meta": [(b"consistent_index", (42).to_bytes(8, "big"))],
+}
+
+
+def write_bolt(path: Path, content: dict[bytes, list[tuple[bytes, bytes]]] | None = None) -> None:
+    with BoltWriter(path) as writer:
+        for bucket, items in sorted((content or CONTENT).items()):
+            writer.add_bucket(bucket, items)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "db"
+    write_bolt(path)
+    return path
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "kvorum.mdb"
+
+
+def content_of(path: Path) -> dict[bytes, list[tuple[bytes, bytes]]]:
+    backend = Backend(path)
+    try:
+        return {bucket: backend.range(bucket.decode(), b"", None) for bucket in CONTENT}
+    finally:
+        backend.close()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 50_000])
+def test_every_bucket_is_copied(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(goimport, "_BATCH", batch)
+    before = source.read_bytes()
+    import_go_database(source, target)
+    assert content_of(target) == CONTENT
+    assert source.read_bytes() == before
+    assert sorted(p.name for p in target.parent.iterdir() if "lock" not in p.name) == [
+        "db",
+        "kvorum.mdb",
+    ]
+    assert not list(target.parent.glob("*import*"))
+
+
+def test_a_bucket_that_etcd_does_not_know(source: Path, target: Path) -> None:
+    source.unlink()
+    write_bolt(source, {**CONTENT, b"zoo": [(b"k", b"v")]})
+    with pytest.raises(BadDataDirectory, match=r"db holds a bucket etcd does not know: b'zoo'"):
+        import_go_database(source, target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "other"])
+def test_a_damaged_database(source: Path, target: Path, damage: str) -> None:
+    whole = source.read_bytes()
+    source.write_bytes({"empty": b"", "cut": whole[:9000], "other": b"x" * 40_000}[damage])
+    with pytest.raises(BadDataDirectory, match=r"cannot convert .*db: "):
+        import_go_database(source, target)
+    assert not target.exists()
+
+
+def test_a_database_that_etcd_has_open(source: Path, target: Path) -> None:
+    with source.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BadDataDirectory, match="cannot convert"):
+            import_go_database(source, target)
+    import_go_database(source, target)
+    assert content_of(target) == CONTENT
+
+
+def test_what_an_interrupted_conversion_left_is_begun_again(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PowerCut(Exception): ...
+
+    def cut(*_: object) -> None:
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", cut)
+        with pytest.raises(PowerCut):
+            import_go_database(source, target)
+    unfinished = target.with_name("kvorum.mdb.import")
+    assert unfinished.exists()
+    assert not target.exists()
+    unfinished.write_bytes(b"half of it")
+    import_go_database(source, target)
+    assert content_of(target) == CONTENT
+    assert not unfinished.exists()
+
+
+def test_a_disk_that_is_full(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Backend) -> None:
+        raise CommitError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Backend, "commit_now", full)
+        with pytest.raises(CommitError):
+            import_go_database(source, target)
+    assert not target.exists()
+    import_go_database(source, target)
+    assert content_of(target) == CONTENT
