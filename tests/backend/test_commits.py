@@ -12,7 +12,7 @@ import lmdb
 import pytest
 
 from kvorum import failpoint
-from kvorum.backend import Backend, CommitError, ViewLostError
+from kvorum.backend import Backend, Bucket, CommitError, ViewLostError
 from kvorum.backend.committer import Batches
 from kvorum.backend.database import Database, Sizes
 
@@ -324,12 +324,12 @@ def test_a_view_is_lost_when_the_map_grows(tmp_path: Path) -> None:
             backend.put("meta", b"%d" % i, b"v")
         await backend.commit()
         view = backend.read_view()
-        items = view.items("meta")
-        assert next(items) == (b"0", b"v")
+        chunks = view.chunks("meta", 1)
+        assert next(chunks) == [(b"0", b"v")]
         backend.put("meta", b"big", bytes(4 * SMALL_MAP))
         await backend.commit()
         with pytest.raises(ViewLostError):
-            next(items)
+            next(chunks)
         with pytest.raises(ViewLostError):
             view.get("meta", b"0")
         with pytest.raises(ViewLostError):
@@ -337,6 +337,37 @@ def test_a_view_is_lost_when_the_map_grows(tmp_path: Path) -> None:
         view.close()
 
     run(tmp_path, scenario, map_size=SMALL_MAP)
+
+
+def test_closing_loses_the_views(tmp_path: Path) -> None:
+    async def scenario(backend: Backend) -> None:
+        for i in range(3):
+            backend.put("meta", b"%d" % i, b"v")
+        await backend.commit()
+        chunks = backend.read_view().chunks("meta", 1)
+        next(chunks)
+        backend.close()
+        assert backend.database.closed.is_set()
+        with pytest.raises(ViewLostError):
+            next(chunks)
+
+    run(tmp_path, scenario)
+
+
+def test_a_view_that_is_closed_during_a_read_is_closed_by_its_reader(tmp_path: Path) -> None:
+    async def scenario(backend: Backend) -> None:
+        backend.put("meta", b"a", b"1")
+        await backend.commit()
+        view = backend.read_view()
+        with view._reading() as txn:
+            view.close()
+            assert txn.get(b"a", db=backend.database.dbs[Bucket.META]) == b"1"
+            assert backend.database.views == 1
+        assert backend.database.views == 0
+        view.close()
+        view.lose()
+
+    run(tmp_path, scenario)
 
 
 def test_sizes_are_those_of_the_last_commit(tmp_path: Path) -> None:

@@ -144,9 +144,9 @@ def test_dying_at_any_step_of_a_defragmentation(tmp_path: Path, moment: str) -> 
 def patch_to_die(moment: str) -> None:
     """Only ever done in a child."""
     if moment == "copied":
-        defrag.os.fsync = exit_now  # type: ignore[attr-defined]
+        os.fsync = exit_now  # type: ignore[assignment]
     elif moment == "opened":
-        defrag.Defrag.catch_up = exit_now  # type: ignore[method-assign]
+        defrag.Defrag.catch_up = exit_now  # type: ignore[method-assign,assignment]
     elif moment == "renamed":
         rename = Path.rename
         done: list[Path] = []
@@ -159,7 +159,7 @@ def patch_to_die(moment: str) -> None:
 
         Path.rename = first_only  # type: ignore[method-assign,assignment]
     elif moment == "renamed both":
-        defrag.sync_directory = exit_now
+        defrag.sync_directory = exit_now  # type: ignore[attr-defined,assignment]
 
 
 def test_a_kill_in_the_middle_of_everything(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_the_copy_is_on_disk_before_it_gets_its_name(
         backend = Backend(tmp_path / "kvorum.mdb", loop=asyncio.get_running_loop())
         backend.put("meta", b"a", b"1")
         await backend.commit()
-        monkeypatch.setattr(defrag.os, "fsync", noted_fsync)
+        monkeypatch.setattr(os, "fsync", noted_fsync)
         monkeypatch.setattr(Path, "rename", noted_rename)
         monkeypatch.setattr(defrag, "sync_directory", noted_sync)
         await backend.defrag()

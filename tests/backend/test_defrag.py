@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from kvorum import failpoint
 from kvorum.backend import Backend, CommitError, DefragError, defrag
 from kvorum.backend.bulk import write_database
+from kvorum.backend.committer import Batches
+from kvorum.backend.database import Database, Sizes
 from kvorum.backend.defrag import Defrag, copy_path
 
 VALUE = bytes(3000)
@@ -352,7 +356,7 @@ def test_no_room_for_the_copy_changes_nothing(
 ) -> None:
     async def scenario(backend: Backend) -> None:
         expected = await fill(backend)
-        monkeypatch.setattr(defrag.os, "fsync", _no_space)
+        monkeypatch.setattr(os, "fsync", _no_space)
         with pytest.raises(DefragError, match="No space left"):
             await backend.defrag()
         monkeypatch.undo()
@@ -370,6 +374,54 @@ def test_leftovers_are_removed_at_the_start(tmp_path: Path) -> None:
     for name in ("kvorum.mdb.defrag", "kvorum.mdb.defrag-lock"):
         (tmp_path / name).write_bytes(b"half a copy")
     Backend(tmp_path / "kvorum.mdb").close()
+    assert files_in(tmp_path) == ["kvorum.mdb", "kvorum.mdb-lock"]
+
+
+def test_cancelling_the_caller_does_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(backend: Backend) -> None:
+        expected = await fill(backend)
+        before = backend.size()
+        held = Stage(monkeypatch, "install")
+        caller = asyncio.create_task(backend.defrag())
+        await asyncio.to_thread(held.reached.wait, 20)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        held.go_on.set()
+        await backend.commit()
+        await asyncio.gather(*backend._tasks)
+        assert backend.size() < before / 5
+        assert dict(backend.range("meta", b"", None)) == expected
+
+    run(tmp_path, scenario)
+
+
+def test_a_failed_commit_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: Backend) -> None:
+        await fill(backend)
+        held = Stage(monkeypatch, "make_copy")
+        defragging = asyncio.create_task(backend.defrag())
+        await asyncio.to_thread(held.reached.wait, 20)
+        write = Database.write
+
+        def fail(database: Database, batches: Batches) -> Sizes:
+            if database is backend.database:
+                raise lmdb.DiskError("mdb_txn_commit: Input/output error", 5)
+            return write(database, batches)
+
+        monkeypatch.setattr(Database, "write", fail)
+        backend.put("meta", b"a", b"1")
+        with pytest.raises(CommitError):
+            await backend.commit()
+        held.go_on.set()
+        with pytest.raises(CommitError):
+            await defragging
+        with pytest.raises(CommitError):
+            backend.close()
+
+    run(tmp_path, scenario)
     assert files_in(tmp_path) == ["kvorum.mdb", "kvorum.mdb-lock"]
 
 

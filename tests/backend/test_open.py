@@ -49,9 +49,9 @@ def test_a_file_that_another_process_uses(tmp_path: Path) -> None:
     finally:
         other.kill()
         other.wait()
-        assert other.stdin is not None
-        other.stdin.close()
-        other.stdout.close()
+        for pipe in (other.stdin, other.stdout):
+            assert pipe is not None
+            pipe.close()
     backend = Backend(path)
     assert len(backend.range("key", b"", None)) == 2000
     backend.close()
@@ -131,6 +131,25 @@ def test_a_directory_where_the_lock_file_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(OpenError, match="cannot open the database"):
         Backend(tmp_path / "kvorum.mdb")
     (tmp_path / "kvorum.mdb-lock").rmdir()
+    Backend(tmp_path / "kvorum.mdb").close()
+
+
+def test_a_directory_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OpenError, match=r"cannot open .*kvorum.mdb: Permission denied"):
+        Backend(tmp_path / "kvorum.mdb")
+
+
+def test_leftovers_that_cannot_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "kvorum.mdb.defrag").mkdir()
+    with pytest.raises(OpenError, match="cannot remove what an earlier run left"):
+        Backend(tmp_path / "kvorum.mdb")
+    (tmp_path / "kvorum.mdb.defrag").rmdir()
     Backend(tmp_path / "kvorum.mdb").close()
 
 

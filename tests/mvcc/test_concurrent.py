@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from kvorum import errors
 from kvorum.backend import Backend
+from kvorum.backend.backend import READ_THREADS
 from kvorum.mvcc import compaction, hash
 from kvorum.mvcc.revision import before, is_tombstone, main_of
 from kvorum.mvcc.store import Store
@@ -208,9 +210,34 @@ def test_a_hash_of_before_a_compaction_sees_each_slice_first(
                     pass
 
         monkeypatch.setattr(store.backend, "pause", compact_first)
-        value, _ = await store.hash_kv(12)
+        found, _ = await store.hash_kv(12)
         assert begun.is_set()
-        assert value == (expected, 9, 12)
+        assert found == (expected, 9, 12)
+        store.backend.close()
+
+    asyncio.run(scenario())
+
+
+def test_whoever_stops_waiting_for_a_hash_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store(Backend(tmp_path / "kvorum.mdb", loop=asyncio.get_running_loop()))
+        for i in range(5000):
+            store.put(b"%d" % i, b"v" * 100, NO_LEASE)
+        await store.compact(100).run(sleep=0)
+        expected, _ = await store.hash_kv(0)
+        for turns in range(30):
+            asked = asyncio.create_task(store.hash_kv(0))
+            whole = asyncio.create_task(store.backend.hash())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asked.cancel()
+            whole.cancel()
+            await asyncio.gather(asked, whole, return_exceptions=True)
+        assert not store.scans
+        idle = threading.Barrier(READ_THREADS)  # none of the threads is at work any more
+        await asyncio.gather(*(store.backend.in_thread(idle.wait) for _ in range(READ_THREADS)))
+        assert store.backend.database.views == 0
+        assert await store.hash_kv(0) == (expected, store.rev)
         store.backend.close()
 
     asyncio.run(scenario())

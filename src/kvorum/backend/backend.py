@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from kvorum.backend.bucket import Bucket, Item
 from kvorum.backend.committer import Batches, Committer
 from kvorum.backend.database import MAP_SIZE, Database, sync_directory
 from kvorum.backend.defrag import MAX_ROUNDS, SHORT_BACKLOG, Defrag, lock_path, remove_leftovers
-from kvorum.backend.errors import BackendError, CommitError, DefragError
+from kvorum.backend.errors import BackendError, CommitError, DefragError, OpenError
 from kvorum.backend.hash import HASH_SKIP, Skip, hash_view
 from kvorum.backend.layers import MISSING, Layers
 from kvorum.backend.view import ReadView
@@ -76,8 +76,7 @@ class Backend:
         self.observe: Observer = _ignore
         self.pending_ops = 0
         self.commits = 0
-        self.database = Database(path, map_size=map_size)
-        remove_leftovers(path)
+        self.database = _opened(path, map_size)
         self._layers: dict[str, Layers] = {b: Layers(b, self.database) for b in Bucket}
         self._key = self._layers[Bucket.KEY]
         self._committer = Committer(self, loop, interval=batch_interval, limit=batch_limit)
@@ -85,6 +84,7 @@ class Backend:
         self._loop = loop
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="kvorum-backend")
         self._swapping = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._defrag: Defrag | None = None
         self._closed = False
         self._begin_read()
@@ -271,12 +271,24 @@ class Backend:
     # Replacing the file
 
     async def defrag(self) -> None:
-        """Make the file as small as it can be; everything goes on meanwhile.
+        """Make the file as small as it can be; everything goes on meanwhile. Cancelling the caller
+        does not stop it.
 
         Raises:
             DefragError: it was given up, and nothing has changed.
             CommitError: a commit failed meanwhile.
         """
+        await self._to_the_end(self._defragment())
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do not leave a thread behind that goes on changing files."""
+        assert self._loop is not None, "a backend without a loop has no threads"
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _defragment(self) -> None:
         async with self._swapping:
             started = time.perf_counter()
             self._defrag = job = Defrag(self.database)
@@ -323,6 +335,9 @@ class Backend:
             OSError: it cannot be renamed or synced.
             CommitError: a commit failed before.
         """
+        await self._to_the_end(self._replace(path))
+
+    async def _replace(self, path: Path) -> None:
         async with self._swapping:
             await self._committer.hold()
             try:
@@ -359,6 +374,7 @@ class Backend:
         self._committer.stop()
         if self._defrag is not None:
             self._defrag.cancel("the backend was closed")
+        self.database.lose_views()
         self._readers.shutdown(cancel_futures=True)
         if self._defrag is not None and self._defrag.installed:
             assert self._defrag.copy is not None
@@ -368,6 +384,16 @@ class Backend:
         finally:
             self._txn.abort()
             self.database.close()
+
+
+def _opened(path: Path, map_size: int) -> Database:
+    database = Database(path, map_size=map_size)
+    try:
+        remove_leftovers(path)
+    except OSError as error:
+        database.close()
+        raise OpenError(f"cannot remove what an earlier run left: {error}") from error
+    return database
 
 
 def _moved(source: Path, target: Path) -> Database:

@@ -126,14 +126,22 @@ class Committer:
             return error
 
     async def hold(self) -> None:
-        """Begin no commit until `release`, and return when none is under way."""
+        """Begin no commit until `release`, and return when none is under way.
+
+        Raises:
+            CommitError: one failed; then nothing is held.
+        """
         assert self._loop is not None
         assert not self._held, "commits are held already"
         self._held = True
-        if self._busy:
-            self._idle = self._loop.create_future()
-            await self._idle
-        self._raise_failure()
+        try:
+            if self._busy:
+                self._idle = self._loop.create_future()
+                await self._idle
+            self._raise_failure()
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Go on after `hold`."""
@@ -180,9 +188,8 @@ class Committer:
             batches, self._batches = self._batches, []
             self._source.landed(batches, time.perf_counter() - self._started)
             self._answer(None)
-        if self._idle is not None:
+        if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-            self._idle = None
         if self._wanted:
             self._start()
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import lmdb
 
@@ -39,6 +39,13 @@ _DAMAGED: Final = (
 )
 
 
+class View(Protocol):
+    """A reader of the database in another thread."""
+
+    def lose(self) -> None:
+        """End now: when this returns, nothing is being read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Bytes of the file up to the last page ever used, and of these the ones that hold data."""
@@ -59,17 +66,20 @@ class Database:
             OpenError: the directory or file cannot be read or written.
         """
         self.path = path
-        self._views = 0
+        self._views: set[View] = set()
         self._retired = False
         self._guard = threading.Lock()
         self.closed = threading.Event()
         self._lock_fd = _lock(path)
+        is_new = os.fstat(self._lock_fd).st_size == 0
         try:
             self.env = _open(path, map_size)
             try:
                 self._page = self.env.stat()["psize"]
                 self._cover_all_pages()
                 self.dbs = {bucket: self.env.open_db(bucket.encode()) for bucket in Bucket}
+                if is_new:
+                    sync_directory(path.parent)
                 with self.env.begin() as txn:
                     self.sizes = self._sizes(self._bytes_in_use(txn))
             except BaseException:
@@ -142,33 +152,43 @@ class Database:
 
     def grow(self) -> None:
         """Double the map. Every open transaction of this environment is lost."""
+        self.lose_views()
         self.env.set_mapsize(self.map_size * 2)
 
-    def acquire(self) -> None:
-        """Count a reader, so that a retired database stays open until it is done."""
+    def enter(self, view: View) -> None:
+        """Count a reader, so that a retired database stays open until it is done.
+
+        Raises:
+            BackendError: the database takes no more readers.
+        """
         with self._guard:
             if self._retired:
                 raise BackendError(f"{self.path} is closed")
-            self._views += 1
+            self._views.add(view)
 
-    def release(self) -> None:
+    def leave(self, view: View) -> None:
         """A reader is done."""
         with self._guard:
-            self._views -= 1
-            last = self._retired and self._views == 0
+            self._views.discard(view)
+            last = self._retired and not self._views
         if last:
             self._close_aside()
 
     @property
     def views(self) -> int:
         """How many readers there are."""
-        return self._views
+        return len(self._views)
+
+    def lose_views(self) -> None:
+        """End all reading. Each reader is waited for, but only for a moment."""
+        for view in list(self._views):
+            view.lose()
 
     def retire(self) -> None:
         """Take no more readers, and close as soon as nobody reads any more."""
         with self._guard:
             self._retired = True
-            idle = self._views == 0
+            idle = not self._views
         if idle:
             self._close_aside()
 
@@ -178,10 +198,14 @@ class Database:
 
     def close(self) -> None:
         """Close at once. Whoever still reads gets an error."""
-        self.env.close()
-        if not self.closed.is_set():
-            os.close(self._lock_fd)
-            self.closed.set()
+        with self._guard:
+            self._retired = True
+        self.lose_views()
+        with self._guard:
+            if not self.closed.is_set():
+                self.env.close()
+                os.close(self._lock_fd)
+                self.closed.set()
 
 
 def _lock(path: Path) -> int:

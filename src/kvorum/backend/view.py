@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import contextmanager
+from itertools import chain, islice
+from threading import Lock
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import lmdb
 
 from kvorum.backend.bucket import PREFIX, Bucket, Item, loaded_item, loaded_items, stored_key
 from kvorum.backend.database import Database
 from kvorum.backend.errors import ViewLostError
+
+CHUNK: Final = 128
+"""Pairs that `ReadView.items` reads at a time."""
 
 
 def stored_range(
@@ -43,70 +48,96 @@ def stored_revisions(
 
 
 class ReadView:
-    """One LMDB read transaction. Used by one thread at a time, any thread, and closed in the end:
-    while it is open no page that it sees is used again, and the file grows."""
+    """One LMDB read transaction. Read by one thread at a time, and closed in the end, by any thread
+    and at any time: while it is open no page that it sees is used again, and the file grows.
+
+    LMDB's cursors crash the process when their transaction ends in the middle of a read. A lock is
+    therefore held around each piece of reading. Who closes does not wait for it: if a reader is at
+    work, it does the closing after its piece.
+    """
 
     def __init__(self, database: Database) -> None:
-        database.acquire()
         self._database = database
+        self._lock = Lock()
+        self._closing = False
         self._txn: lmdb.Transaction[bytes] | None = None
+        database.enter(self)
         try:
             self._txn = database.env.begin()
         except BaseException:
-            database.release()
+            database.leave(self)
             raise
 
-    def _reading(self) -> lmdb.Transaction[bytes]:
-        if self._txn is None:
-            raise ViewLostError(f"a view of {self._database.path} was read after it was closed")
-        return self._txn
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction[bytes]]:
+        try:
+            with self._lock:
+                if self._txn is None:
+                    path = self._database.path
+                    raise ViewLostError(f"a view of {path} was closed before its reader was done")
+                yield self._txn
+        finally:
+            if self._closing:
+                self.close()
 
     def get(self, bucket: str, key: bytes) -> bytes | None:
-        """The value of a key, None without."""
-        bucket = Bucket(bucket)
+        """The value of a key, None without. Raises ViewLostError if the view is closed."""
+        if not key:
+            return None
         place = stored_key(key)
-        try:
-            value = self._reading().get(place, None, self._database.dbs[bucket]) if key else None
-        except lmdb.Error as error:
-            raise self._lost(error) from error
+        with self._reading() as txn:
+            value = txn.get(place, None, self._database.dbs[Bucket(bucket)])
         return None if value is None else loaded_item(place, value)[1]
 
-    def items(self, bucket: str, lo: bytes = b"", hi: bytes | None = None) -> Iterator[Item]:
-        """Pairs with lo <= key < hi in key order, read as they are consumed.
+    def chunks(
+        self, bucket: str, size: int, lo: bytes = b"", hi: bytes | None = None
+    ) -> Iterator[list[Item]]:
+        """Pairs with lo <= key < hi (None: to the end) in key order, in lists of `size`, read as
+        they are consumed.
 
         Raises:
             ViewLostError: the view was closed meanwhile.
         """
         bucket = Bucket(bucket)
         scan = stored_revisions if bucket is Bucket.KEY else stored_range
-        try:
-            yield from scan(self._reading(), self._database.dbs[bucket], lo, hi)
-        except lmdb.Error as error:
-            raise self._lost(error) from error
-
-    def chunks(
-        self, bucket: str, size: int, lo: bytes = b"", hi: bytes | None = None
-    ) -> Iterator[list[Item]]:
-        """The same in lists of `size`."""
-        items = self.items(bucket, lo, hi)
-        while chunk := list(islice(items, size)):
+        items: Iterator[Item] | None = None
+        while True:
+            with self._reading() as txn:
+                if items is None:
+                    items = scan(txn, self._database.dbs[bucket], lo, hi)
+                chunk = list(islice(items, size))
+            if not chunk:
+                return
             yield chunk
 
-    def count(self, bucket: str) -> int:
-        """How many pairs a bucket has."""
-        try:
-            return self._reading().stat(self._database.dbs[Bucket(bucket)])["entries"]
-        except lmdb.Error as error:
-            raise self._lost(error) from error
+    def items(self, bucket: str, lo: bytes = b"", hi: bytes | None = None) -> Iterator[Item]:
+        """The same one by one."""
+        return chain.from_iterable(self.chunks(bucket, CHUNK, lo, hi))
 
-    def _lost(self, error: lmdb.Error) -> ViewLostError:
-        return ViewLostError(f"a read of {self._database.path} was cut short: {error}")
+    def count(self, bucket: str) -> int:
+        """How many pairs a bucket has. Raises ViewLostError if the view is closed."""
+        with self._reading() as txn:
+            return txn.stat(self._database.dbs[Bucket(bucket)])["entries"]
 
     def close(self) -> None:
-        if self._txn is not None:
-            self._txn.abort()
-            self._txn = None  # the place in LMDB's reader table is free only with the object gone
-            self._database.release()
+        """End it, or have the reader that is at work end it; further reads fail."""
+        self._closing = True
+        if self._lock.acquire(blocking=False):
+            self._end()
+
+    def lose(self) -> None:
+        """End it, waiting for the reader that is at work."""
+        self._closing = True
+        self._lock.acquire()
+        self._end()
+
+    def _end(self) -> None:
+        txn, self._txn = self._txn, None
+        self._lock.release()
+        if txn is not None:
+            txn.abort()
+            del txn  # the place in LMDB's table of readers is free only with the object gone
+            self._database.leave(self)
 
     def __enter__(self) -> Self:
         return self

@@ -102,7 +102,8 @@ class Index:
         return _live_at(entry, before(main + 1))
 
     def range(self, key: bytes, end: bytes, limit: int = 0) -> list[RevKey]:
-        """The current revisions of the live keys in a range, by key; `limit` of them, 0 for all."""
+        """The current revisions of the live keys in a range, by key; `limit` of them
+        (0 or less: all)."""
         if not end:
             found = self.live(key)
             return [] if found is None else [found]
@@ -111,7 +112,7 @@ class Index:
             for entry in self._values(key, end)
             if type(entry) is bytes or not entry[-1]
         )
-        return cast(list[RevKey], list(islice(live, limit or None)))
+        return cast(list[RevKey], list(islice(live, limit if limit > 0 else None)))
 
     def range_at(self, key: bytes, end: bytes, main: int, limit: int = 0) -> list[RevKey]:
         """The same as of an earlier revision."""
@@ -122,7 +123,7 @@ class Index:
         live = (
             rev for entry in self._values(key, end) if (rev := _live_at(entry, bound)) is not None
         )
-        return list(islice(live, limit or None))
+        return list(islice(live, limit if limit > 0 else None))
 
     def live_items(self, key: bytes, end: bytes) -> list[tuple[bytes, RevKey]]:
         """Keys and current revisions of the live keys in a range."""

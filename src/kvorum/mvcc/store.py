@@ -160,7 +160,8 @@ class Store:
         return None if rev is None else self.backend.get_revision(rev)
 
     def range_kvs(self, key: bytes, end: bytes, *, limit: int = 0, rev: int = 0) -> RangeResult:
-        """The records of a range at a revision (0 or less: now), at most `limit` (0: all).
+        """The records of a range at a revision (0 or less: now), at most `limit`
+        (0 or less: all).
 
         Raises:
             errors.FutureRev, errors.Compacted: the revision is not there.
