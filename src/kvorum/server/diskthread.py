@@ -24,12 +24,23 @@ class DiskThread:
         self._queue: SimpleQueue[tuple[Work, Done] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        self._unreported = 0
 
     def submit(self, work: Work, done: Done) -> None:
         """Run ``work`` in the thread, then ``done`` on the loop with its result, or with the
         exception that it raised.
         """
+        self._unreported += 1
         self._queue.put((work, done))
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was submitted is done and reported."""
+        return self._unreported == 0
+
+    def _report(self, done: Done, result: Any) -> None:
+        self._unreported -= 1
+        done(result)
 
     def close(self) -> None:
         """Finish what was submitted, and end the thread. Results still unreported are lost."""
@@ -45,4 +56,4 @@ class DiskThread:
                 result = error
             if self._loop.is_closed():
                 return
-            self._loop.call_soon_threadsafe(done, result)
+            self._loop.call_soon_threadsafe(self._report, done, result)
