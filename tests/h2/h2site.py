@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from kvorum.h2 import Call, GrpcServer, HttpRequest, HttpResponse, Limits, Method
+from kvorum.h2 import Call, GrpcServer, HttpRequest, HttpResponse, Limits, Method, chunks
 
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ class Site:
         self.requests: list[HttpRequest] = []
         self.reports: list[BaseException] = []
         self.largest_backlog = 0
+        self.largest_chunk = 0
+        self.lost_uploads = 0
         self.methods = {
             "/t.S/Now": Method(lambda call, message: call.reply(message)),
             "/t.S/Later": Method(self._later),
@@ -97,6 +99,8 @@ class Site:
             raise RuntimeError("broken handler")
         if request.path == "/inject":
             return HttpResponse(200, b"", [("x-a", "1\r\nx-b: 2")])
+        if request.source is not None:
+            return self._upload(request)
         text = f"{request.method} {request.path} {request.version} {len(request.body)}\n"
         return HttpResponse(200, text.encode(), [("content-type", "text/plain")])
 
@@ -105,6 +109,19 @@ class Site:
         if request.query == "break":
             raise RuntimeError("broken handler")
         return HttpResponse(200, b"waited\n")
+
+    async def _upload(self, request: HttpRequest) -> HttpResponse:
+        assert request.source is not None
+        size = 0
+        try:
+            async for chunk in chunks(request.source):
+                size += len(chunk)
+                self.largest_chunk = max(self.largest_chunk, len(chunk))
+                await asyncio.sleep(0)
+        except ConnectionResetError:
+            self.lost_uploads += 1
+            raise
+        return HttpResponse(200, b"%d\n" % size)
 
     async def _grow(self, count: int) -> AsyncIterator[bytes]:
         for number in range(count):
@@ -118,7 +135,13 @@ class Site:
 async def serving(limits: Limits | None = None, **listen: Any) -> AsyncIterator[Site]:
     """The site, listening; closed at the end."""
     site = Site()
-    site.server = GrpcServer(site.methods, site.http, limits, report=site.reports.append)
+    site.server = GrpcServer(
+        site.methods,
+        site.http,
+        limits,
+        report=site.reports.append,
+        wants_source=lambda request: request.path == "/upload",
+    )
     if "path" in listen or "sock" in listen:
         await site.server.listen(**listen)
     else:

@@ -440,6 +440,61 @@ def test_handlers_that_raise() -> None:
     assert [type(report) for report in wire.reports] == [KeyError] * 3
 
 
+@pytest.mark.parametrize("event", ["on_message", "on_end", "on_cancel", "on_writable"])
+def test_a_callback_that_raises_ends_its_call_alone(event: str) -> None:
+    def broken(*args: bytes) -> None:
+        raise KeyError("secret")
+
+    wire = Wire()
+    wire.send(frames.settings({Setting.INITIAL_WINDOW_SIZE: 40_000}))
+    wire.send(wire.head(1, STREAM))
+    setattr(wire.calls[0], event, broken)
+    lines = wire.send(wire.data(1, grpc(b"x"), end=event == "on_end"))
+    if event == "on_writable":
+        wire.calls[0].send(b"y" * 80_000)
+        lines = wire.send(frames.window_update(1, 30_000) + frames.window_update(0, 30_000))
+        lines += wire.send(frames.window_update(1, 30_000))
+    if event == "on_cancel":
+        assert wire.send(frames.rst_stream(1, 8)) == []
+    else:
+        assert any("grpc-status=13" in line for line in lines)
+    assert [type(report) for report in wire.reports] == [KeyError]
+    assert wire.send(wire.request(3)) == answer(3, b"hello")
+
+
+def test_a_priority_in_a_head_is_passed_over() -> None:
+    wire = Wire()
+    block = b"\0\0\0\0\x10" + wire.block()
+    flags = frames.END_HEADERS | frames.PRIORITY_FLAG
+    head = frames.frame(frames.HEADERS, flags, 1, block)
+    priority = frames.frame(frames.PRIORITY, 0, 9, b"\0\0\0\1\x10")
+    assert wire.send(priority + head + wire.data(1, grpc(b"x"), end=True)) == answer(1, b"x")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_frame_size": 16383},
+        {"max_frame_size": 2**24},
+        {"stream_window": 0},
+        {"stream_window": 2**31},
+        {"connection_window": 65534},
+    ],
+)
+def test_limits_that_cannot_be_announced(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Limits(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_window_smaller_than_a_frame_turns_the_short_path_off() -> None:
+    wire = Wire(limits=replace(LIMITS, stream_window=10_000))
+    assert not wire.conn.short
+    assert wire.send(wire.request(1)) == answer(1, b"hello")
+    assert wire.send(wire.head(3) + wire.data(3, grpc(b"x" * 12_000), end=True)) == [
+        "RST_STREAM 3 FLOW_CONTROL_ERROR"
+    ]
+
+
 def test_metadata() -> None:
     wire = Wire()
     more = [("token", "abc"), ("x-bin", "AAEC/w"), ("x-bin", "YQ=="), ("grpc-timeout", "5S")]

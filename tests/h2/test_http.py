@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvorum.h2 import frames
-from kvorum.h2.http import Answer, Headers, HttpRequest, split_target, text_response
+from kvorum.h2.http import Answer, BodySource, Headers, HttpRequest, split_target, text_response
 from kvorum.h2.http1 import Http1Connection
 from kvorum.h2.limits import Limits
 
@@ -339,6 +339,113 @@ def test_draining() -> None:
     busy.kept[0].end()
     assert busy.flush().startswith("HTTP/1.1 200")
     assert busy.conn.closed
+
+
+def test_a_thousand_pipelined_requests() -> None:
+    wire = Http1Wire()
+    get = b"GET /a HTTP/1.1\r\n" + HOST + b"\r\n"
+    assert wire.send(get * 3000) == ok("GET /a? 0") * 3000
+
+
+# --- bodies that come as they arrive -------------------------------------------------------------
+
+
+class SourceWire(Http1Wire):
+    """Bodies of /keep come as they arrive."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        super().__init__(limits)
+        self.conn._wants_source = lambda request: request.path == "/keep"
+
+    def source(self) -> BodySource:
+        found = self.requests[-1].source
+        assert found is not None
+        return found
+
+
+UPLOAD = b"POST /keep HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\n"
+
+
+def test_a_body_that_comes_as_it_arrives() -> None:
+    wire = SourceWire()
+    told: list[int] = []
+    wire.send(UPLOAD)
+    source = wire.source()
+    source.on_ready = lambda: told.append(source.held)
+    assert source.read() == b""
+    wire.send(b"abc")
+    wire.send(b"de")
+    assert told == [3, 5]
+    assert source.read() == b"abcde"
+    wire.send(b"fghij" + b"GET /next HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert source.ended
+    assert source.read() == b"fghij"
+    wire.kept[0].begin(200, [], 0)
+    wire.kept[0].end()
+    assert wire.flush().endswith(ok("GET /next? 0"))
+    assert not source.lost
+
+
+def test_a_body_larger_than_the_limit_may_come_as_it_arrives() -> None:
+    wire = SourceWire(replace(LIMITS, max_http_body=1000, stream_window=100_000))
+    wire.send(UPLOAD.replace(b" 10\r", b" 10000000\r"))
+    size = 0
+    while size < 10_000_000 - 125_000:
+        wire.send(b"x" * 50_000)
+        assert not wire.conn.choked
+        wire.send(b"x" * 75_000)
+        assert wire.conn.choked
+        woken = wire.woken
+        size += len(wire.source().read())
+        assert not wire.conn.choked
+        assert wire.woken == woken + 1
+        wire.flush()
+    source = wire.source()
+    wire.send(b"x" * (10_000_000 - size))
+    assert source.ended
+
+
+@pytest.mark.parametrize("how", ["lost", "half-closed", "too slow", "broken"])
+def test_a_body_whose_end_never_comes(how: str) -> None:
+    wire = SourceWire()
+    if how == "broken":
+        wire.send(UPLOAD.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked"))
+        wire.send(b"zz\r\n")
+    else:
+        wire.send(UPLOAD + b"abc")
+        assert wire.source().read() == b"abc"
+    source = wire.source()
+    if how == "lost":
+        wire.conn.lost()
+    elif how == "half-closed":
+        assert wire.conn.finish()
+    while how == "too slow" and not wire.conn.closed:
+        wire.tick(LIMITS.header_timeout)
+    assert source.lost
+    assert not source.ended
+
+
+def test_an_answer_before_the_end_of_the_body_ends_the_connection() -> None:
+    wire = SourceWire()
+    wire.send(UPLOAD + b"abc")
+    wire.kept[0].begin(403, [], 0)
+    wire.kept[0].end()
+    assert "403 Forbidden" in wire.flush()
+    assert wire.conn.closed
+
+
+def test_a_slow_reader_of_a_body_does_not_end_it() -> None:
+    wire = SourceWire()
+    wire.send(UPLOAD + b"abc")
+    for _ in range(100):
+        wire.tick(LIMITS.header_timeout)
+    assert not wire.conn.closed
+
+
+def test_expect_continue_for_a_body_that_comes_as_it_arrives() -> None:
+    wire = SourceWire()
+    head = UPLOAD.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+    assert wire.send(head) == "HTTP/1.1 100 Continue\r\n\r\n"
 
 
 REQUEST = st.sampled_from(

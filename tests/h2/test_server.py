@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import hpack
 import pytest
 from h2site import run, serving, until
 from h2wire import Reader, Wire, answer, grpc
 
-from kvorum.h2 import Channel, Limits, RpcError, frames
+from kvorum.h2 import Channel, GrpcServer, HttpResponse, Limits, RpcError, frames
 from kvorum.h2.server import Link
 
 LIMITS = Limits()
@@ -307,6 +309,83 @@ def test_a_read_ahead_pauses_http_1() -> None:
             assert got.count(b"HTTP/1.1 200 OK") == 200
 
     run(story())
+
+
+def test_uploads_larger_than_memory_should_hold() -> None:
+    limits = replace(LIMITS, max_http_body=1000, stream_window=200_000)
+
+    async def story() -> None:
+        async with serving(limits) as site:
+            client = await RawClient.connect(site.port)
+            size = 30_000_000
+            head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"
+            client.writer.write(head.encode())
+            for _ in range(size // 100_000):
+                client.writer.write(b"x" * 100_000)
+                await client.writer.drain()
+            text = await client.reader.readuntil(b"30000000\n")
+            assert text.startswith(b"HTTP/1.1 200 OK")
+            assert site.largest_chunk < 1_000_000
+            client.writer.write(head.encode() + b"x" * 1000)
+            await client.writer.drain()
+            client.writer.transport.abort()
+            await until(lambda: site.lost_uploads == 1)
+
+    run(story())
+
+
+def test_a_half_closed_client_still_gets_its_answer() -> None:
+    async def story() -> None:
+        async with serving() as site:
+            client = await RawClient.connect(site.port)
+            client.writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.writer.write_eof()
+            assert (await client.reader.read()).endswith(b"waited\n")
+            early = await RawClient.connect(site.port)
+            early.writer.write_eof()
+            assert await early.reader.read() == b""
+
+    run(story())
+
+
+def test_a_growing_answer_waits_for_its_reader() -> None:
+    """Over both versions: what is produced is bounded by what is read."""
+    made = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal made
+        while True:
+            made += 1
+            yield b"x" * 10_000
+
+    async def story() -> None:
+        nonlocal made
+        server = GrpcServer({}, lambda request: HttpResponse(200, endless()))
+        listener = await server.listen("127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        for start in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", GREETED + get_over_http_2()):
+            made = 0
+            client = await RawClient.connect(port)
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            client.writer.write(start)
+            await until(lambda: made > 20)
+            before = -1
+            while made != before:  # until no more is made in a while
+                before = made
+                await asyncio.sleep(0.05)
+            assert made < 3000
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            assert await client.reader.read(65536)
+            client.writer.transport.abort()
+            await until(lambda: server.connections == 0)
+        server.close()
+
+    run(story())
+
+
+def get_over_http_2() -> bytes:
+    fields = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "x")]
+    return frames.frame(frames.HEADERS, 5, 1, hpack.Encoder().encode(fields))
 
 
 @pytest.fixture(scope="module")

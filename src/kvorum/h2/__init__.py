@@ -9,6 +9,7 @@ from kvorum.h2.channel import Backoff, Channel, StreamCall
 from kvorum.h2.http import HttpHandler, HttpRequest, HttpResponse
 from kvorum.h2.limits import Limits
 from kvorum.h2.method import Method
+from kvorum.h2.responder import chunks
 from kvorum.h2.server import GrpcServer
 from kvorum.h2.status import RpcError
 
@@ -24,4 +25,5 @@ __all__ = [
     "Method",
     "RpcError",
     "StreamCall",
+    "chunks",
 ]

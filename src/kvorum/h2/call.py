@@ -42,6 +42,7 @@ _pack_tail: Final = _REPLY_TAIL.pack
 _CARDINALITY: Final = "cardinality violation: "
 
 _STATUS_CACHE: Final = 256
+_STATUS_SIZE: Final = 512  # longer texts are not remembered
 _blocks: dict[tuple[int, str, bool], bytes] = {}
 
 
@@ -55,9 +56,10 @@ def status_block(code: int, message: str, *, alone: bool) -> bytes:
         else:
             fields = [(b"grpc-status", b"%d" % code), (b"grpc-message", encode_message(message))]
             block = encode(fields)
-        if len(_blocks) >= _STATUS_CACHE:
-            _blocks.clear()
-        _blocks[key] = block
+        if len(message) <= _STATUS_SIZE:
+            if len(_blocks) >= _STATUS_CACHE:
+                _blocks.clear()
+            _blocks[key] = block
     return block
 
 
@@ -259,11 +261,18 @@ class Call(Stream):
 
     def _cancelled(self) -> None:
         if self.on_cancel is not None:
-            self.on_cancel()
+            self._tell(self.on_cancel)
 
     def drained(self) -> None:
         if self.on_writable is not None and not self._done:
-            self.on_writable()
+            self._tell(self.on_writable)
+
+    def _tell(self, callback: Callable[..., None], *args: bytes) -> None:
+        """Call the handler back; what it raises ends its call, and nobody else's."""
+        try:
+            callback(*args)
+        except Exception as error:
+            self.conn.handler_failed(self, error)
 
     # --- receiving ------------------------------------------------------------------------------
 
@@ -301,8 +310,8 @@ class Call(Stream):
     def _abandon(self, code: int, message: str) -> None:
         """The request cannot be taken: answer with the status, and tell the handler to stop."""
         self.fail(code, message)
-        if self.method.streaming and self.on_cancel is not None:
-            self.on_cancel()
+        if self.method.streaming:
+            self._cancelled()
 
     def _deliver(self) -> None:
         """Hand over what is complete, as far as the handler wants it."""
@@ -325,7 +334,7 @@ class Call(Stream):
     def _message(self, message: bytes) -> None:
         if self.method.streaming:
             if self.on_message is not None:
-                self.on_message(message)
+                self._tell(self.on_message, message)
         elif self._request is not None:
             raise RpcError(Code.INTERNAL, _CARDINALITY + "received multiple request messages")
         else:
@@ -337,7 +346,7 @@ class Call(Stream):
         self._inbox = None
         if self.method.streaming:
             if self.on_end is not None:
-                self.on_end()
+                self._tell(self.on_end)
         elif self._request is None:
             raise RpcError(Code.INTERNAL, _CARDINALITY + "received no request message")
         else:

@@ -168,7 +168,7 @@ class ClientCall(Stream):
         """The one message of the call, and its end in the same frame where the windows permit."""
         conn = self.conn
         framed = len(message) + 5
-        if framed <= min(conn.room, conn.peer_window, conn.peer_frame) and not conn.backlog:
+        if framed <= min(conn.room, conn.peer_window, conn.peer_frame):
             self._local_end = True
             conn.room -= framed
             self.delta -= framed

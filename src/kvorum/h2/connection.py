@@ -44,7 +44,7 @@ from kvorum.h2.frames import (
 )
 from kvorum.h2.hpack import Decoder, Field
 from kvorum.h2.limits import Bucket, Limits
-from kvorum.h2.rules import ACCEPT, RULES, SIZES, Action, State
+from kvorum.h2.rules import SIZES, STATE_BITS, VERDICTS, Action, State
 from kvorum.h2.stream import Stream
 
 _unpack: Final = FRAME_HEAD.unpack_from
@@ -149,6 +149,10 @@ class Endpoint:
         for stream in streams:
             stream.drop_backlog()
             stream.reset(ErrorCode.CANCEL)
+
+    def finish(self) -> bool:
+        """The peer has half-closed its socket, which HTTP/2 does not know: nothing goes on."""
+        return False
 
     def terminate(self, fault: ConnectionFault) -> None:
         """Say GOAWAY and end the connection with what has been answered so far."""
@@ -279,8 +283,7 @@ class Endpoint:
             return
         state = self.state(sid) if sid else State.ZERO
         self._check_size(kind, sid, payload)
-        verdict = RULES.get((kind, state), ACCEPT)
-        if verdict.action is Action.ACCEPT:
+        if VERDICTS[kind << STATE_BITS | state].action is Action.ACCEPT:
             _HANDLERS[kind](self, flags, sid, payload)
         else:
             self._refuse(kind, flags, sid, payload, state)
@@ -296,7 +299,7 @@ class Endpoint:
 
     def _refuse(self, kind: int, flags: int, sid: int, payload: bytes, state: State) -> None:
         """Act on a frame that the table does not allow."""
-        verdict = RULES[kind, state]
+        verdict = VERDICTS[kind << STATE_BITS | state]
         if verdict.action is Action.CONNECTION_ERROR:
             raise ConnectionFault(verdict.code, f"{FRAME_NAMES[kind]}: {verdict.section}")
         # The peer counted these, so we must: windows and header tables are of the connection.
@@ -347,7 +350,7 @@ class Endpoint:
 
     def _head_block(self, sid: int, block: bytes, end: bool) -> None:
         state = self.state(sid)
-        verdict = RULES.get((HEADERS, state), ACCEPT)
+        verdict = VERDICTS[HEADERS << STATE_BITS | state]
         if verdict.action is Action.ACCEPT:
             self.on_head(sid, block, end)
             return

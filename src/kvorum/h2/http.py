@@ -11,6 +11,50 @@ Headers = list[tuple[str, str]]
 Certificate = Mapping[str, Any]
 
 
+class BodySource:
+    """A request body that is taken as it comes, for requests too large to be held.
+
+    ``read`` gives what is here, empty if nothing is; ``ended`` tells that all has come, ``lost``
+    that the rest never will. ``on_ready`` is called when any of these changes. ``held`` bytes wait
+    to be read; the connection reads no more while they are too many.
+    """
+
+    __slots__ = ("_on_read", "_parts", "ended", "held", "lost", "on_ready")
+
+    def __init__(self, on_read: Callable[[], None]) -> None:
+        self.held = 0
+        self.ended = False
+        self.lost = False
+        self.on_ready: Callable[[], None] | None = None
+        self._on_read = on_read
+        self._parts: list[bytes] = []
+
+    def read(self) -> bytes:
+        data = b"".join(self._parts)
+        self._parts.clear()
+        self.held = 0
+        if data:
+            self._on_read()
+        return data
+
+    def feed(self, data: bytes) -> None:
+        self._parts.append(data)
+        self.held += len(data)
+        self._ready()
+
+    def end(self) -> None:
+        self.ended = True
+        self._ready()
+
+    def lose(self) -> None:
+        self.lost = not self.ended
+        self._ready()
+
+    def _ready(self) -> None:
+        if self.on_ready is not None:
+            self.on_ready()
+
+
 @dataclass(slots=True)
 class HttpRequest:
     """A complete request. ``path`` is as sent (still percent-encoded), without the query;
@@ -26,6 +70,8 @@ class HttpRequest:
     secure: bool = False
     certificate: Certificate | None = None
     """What the client proved by TLS, as ``SSLSocket.getpeercert`` gives it."""
+    source: BodySource | None = None
+    """The body, where the server was told to hand it over as it comes; ``body`` is then empty."""
 
     def header(self, name: str, default: str = "") -> str:
         """The first value of the header (lowercase name)."""
@@ -46,6 +92,8 @@ class HttpResponse:
 
 
 HttpHandler = Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]
+WantsSource = Callable[[HttpRequest], bool]
+"""Whether the body of this request (its head is there) is to come as a ``BodySource``."""
 
 
 class Answer(Protocol):

@@ -13,10 +13,12 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from kvorum.h2.http import (
     Answer,
+    BodySource,
     Certificate,
     Headers,
     HttpRequest,
     HttpResponse,
+    WantsSource,
     reason,
     split_target,
     text_response,
@@ -48,6 +50,7 @@ class Http1Connection:
         peer: str = "",
         secure: bool = False,
         certificate: Certificate | None = None,
+        wants_source: WantsSource | None = None,
     ) -> None:
         self.limits = limits
         self.closed = False
@@ -63,6 +66,9 @@ class Http1Connection:
         self._held = False
         self._now = self._progress = now
         self._parser = HttpRequestParser(self)
+        self._wants_source = wants_source
+        self._source: BodySource | None = None
+        self._running = False
         self._in_head = True
         self._head_size = 0
         self._url = b""
@@ -71,6 +77,7 @@ class Http1Connection:
         self._body_size = 0
         self._waiting: deque[tuple[HttpRequest, bool]] = deque()
         self._waiting_size = 0
+        self._incoming: HttpRequest | None = None
         self._answer: _Http1Answer | None = None
         self._refusal: _Refused | None = None
 
@@ -89,12 +96,20 @@ class Http1Connection:
             if self._in_head and self._head_size > self.limits.max_http_head:
                 raise _Refused(431, "Request Header Fields Too Large")
         except _Refused as refusal:
-            self._refusal = refusal
+            self._refuse(refusal)
         except HttpParserError as error:
             cause = error.__context__
-            known = isinstance(cause, _Refused)
-            self._refusal = cause if known else _Refused(400, "Bad Request")  # type: ignore[assignment]
+            self._refuse(cause if isinstance(cause, _Refused) else _Refused(400, "Bad Request"))
         self._next()
+
+    def _refuse(self, refusal: _Refused) -> None:
+        self._refusal = refusal
+        self._lose_source()
+
+    def _lose_source(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.lose()
 
     def take(self) -> bytes:
         data = b"".join(self._out)
@@ -113,9 +128,16 @@ class Http1Connection:
     def lost(self) -> None:
         self.closed = True
         self._waiting.clear()
+        self._lose_source()
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.cancelled()
+
+    def finish(self) -> bool:
+        """The client has half-closed; whether anything is left to be answered."""
+        self._draining = True
+        self._lose_source()
+        return self._answer is not None
 
     def drain(self) -> None:
         self._draining = True
@@ -126,15 +148,19 @@ class Http1Connection:
     @property
     def choked(self) -> bool:
         """Too much is read ahead; more input should wait."""
+        limits = self.limits
+        source = self._source
         return (
-            len(self._waiting) > self.limits.max_pipelined
-            or self._waiting_size > self.limits.max_http_body
+            len(self._waiting) > limits.max_pipelined
+            or self._waiting_size > limits.max_http_body
+            or (source is not None and source.held > limits.stream_window)
         )
 
     def tick(self, now: float) -> None:
         """End a connection whose head or body does not come, or that is not used."""
         limits = self.limits
-        if self._answer is not None:
+        source = self._source
+        if self._answer is not None and (source is None or source.held):
             self._progress = now
             self.next_check = now + limits.header_timeout
             return
@@ -143,8 +169,9 @@ class Http1Connection:
         if due > now:
             self.next_check = min(due, now + limits.header_timeout)
             return
+        self._lose_source()
         self.closed = True
-        if started or not self._in_head:
+        if self._answer is None and (started or not self._in_head):
             self.answer_last(_Refused(408, "Request Timeout").response)
 
     # --- the parser's callbacks -----------------------------------------------------------------
@@ -185,18 +212,40 @@ class Http1Connection:
             raise _Refused(505, "HTTP Version Not Supported")
         if version == "1.1" and sum(name == "host" for name, _ in self._headers) != 1:
             raise _Refused(400, "400 Bad Request: missing required Host header")
-        length = fields.get("content-length", "0")
-        if int(length) > self.limits.max_http_body:
+        request = self._request(version)
+        if self._wants_source is not None and self._wants_source(request):
+            self._source = request.source = BodySource(self._notify)
+            self._waiting.append((request, self._parser.should_keep_alive()))
+        elif int(fields.get("content-length", "0")) > self.limits.max_http_body:
             raise _Refused(413, "Request Entity Too Large")
-        expect = fields.get("expect", "").lower()
-        if expect == "100-continue" and version == "1.1" and not self._waiting:
+        else:
+            self._incoming = request
+        if version == "1.1" and fields.get("expect", "").lower() == "100-continue":
             self._continue()
 
+    def _request(self, version: str) -> HttpRequest:
+        path, query = split_target(self._url.decode("latin-1"))
+        return HttpRequest(
+            self._parser.get_method().decode("ascii"),
+            path,
+            query,
+            self._headers,
+            b"",
+            version,
+            self._peer,
+            self._secure,
+            self._certificate,
+        )
+
     def _continue(self) -> None:
-        if self._answer is None:
+        """Ask for the body, unless that would come in the middle of another answer."""
+        if self._answer is None and len(self._waiting) <= (self._source is not None):
             self._out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        if self._source is not None:
+            self._source.feed(body)
+            return
         self._body.append(body)
         self._body_size += len(body)
         if self._body_size > self.limits.max_http_body:
@@ -206,18 +255,13 @@ class Http1Connection:
         self._in_head = True
         self._head_size = 0
         self._progress = self._now
-        path, query = split_target(self._url.decode("latin-1"))
-        request = HttpRequest(
-            self._parser.get_method().decode("ascii"),
-            path,
-            query,
-            self._headers,
-            b"".join(self._body),
-            self._parser.get_http_version(),
-            self._peer,
-            self._secure,
-            self._certificate,
-        )
+        if self._source is not None:
+            source, self._source = self._source, None
+            source.end()
+            return
+        request = self._incoming
+        assert request is not None
+        request.body = b"".join(self._body)
         self._body = []
         self._waiting_size += self._body_size
         self._body_size = 0
@@ -227,11 +271,15 @@ class Http1Connection:
 
     def _next(self) -> None:
         """Start the next request; after the last, the refusal of what could not be parsed."""
+        if self._running:
+            return  # an answer given at once; the loop below goes on
+        self._running = True
         while self._answer is None and self._waiting and not self.closed:
             request, keep = self._waiting.popleft()
             self._waiting_size -= len(request.body)
             self._answer = _Http1Answer(self, request, keep and not self._draining)
             self._run(self._answer, request)
+        self._running = False
         if self._answer is None and self._refusal is not None and not self.closed:
             self.answer_last(self._refusal.response)
 
@@ -248,8 +296,10 @@ class Http1Connection:
         self._answer = None
         self._progress = self._now
         self.next_check = self._now + self.limits.header_timeout
-        if not keep or self._draining:
-            self.closed = True
+        if not keep or self._draining or self._source is not None:
+            self.closed = (
+                True  # also if the body is not read to its end: what follows is not a head
+            )
         self._notify()
         if not self.closed and (self._waiting or self._refusal is not None):
             self._next()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from kvorum.h2.frames import DEFAULT_FRAME_SIZE, DEFAULT_WINDOW, MAX_FRAME_SIZE, MAX_WINDOW
+
 KIB: Final = 1024
 MIB: Final = 1024 * 1024
 
@@ -104,6 +106,17 @@ class Limits:
 
     http_idle_timeout: float = 300.0
     """An HTTP/1.1 connection without a request, and a body that does not come."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that the protocol has no way to announce."""
+        if not DEFAULT_FRAME_SIZE <= self.max_frame_size <= MAX_FRAME_SIZE:
+            raise ValueError(f"max_frame_size {self.max_frame_size} (RFC 9113 section 6.5.2)")
+        for name in ("stream_window", "connection_window"):
+            value = getattr(self, name)
+            if not 0 < value <= MAX_WINDOW:
+                raise ValueError(f"{name} {value} (RFC 9113 section 6.9.1)")
+        if self.connection_window < DEFAULT_WINDOW:
+            raise ValueError(f"connection_window {self.connection_window}: it can only grow")
 
 
 STREAM_CEILING: Final = 100_000

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
 from typing import Final
 
-from kvorum.h2.http import Answer, HttpHandler, HttpRequest, HttpResponse, text_response
+from kvorum.h2.http import Answer, BodySource, HttpHandler, HttpRequest, HttpResponse, text_response
 
 _UNSAFE: Final = re.compile("[\r\n\0]")
 _PAUSE_ABOVE: Final = 256 * 1024  # bytes of a growing answer that may wait for the client
@@ -85,18 +85,41 @@ class Responder:
         answer.begin(response.status, _with_date(response), None)
         writable = asyncio.Event()
         answer.on_writable = writable.set
+        burst = 0
         try:
             async for chunk in body:
                 answer.write(chunk)
+                burst += len(chunk)
                 if answer.backlog > _PAUSE_ABOVE:
                     writable.clear()
                     await writable.wait()
+                elif burst > _PAUSE_ABOVE:
+                    # A body that never waits would keep the loop from writing any of it.
+                    burst = 0
+                    await asyncio.sleep(0)
         except Exception as error:
             if self._report is not None:
                 self._report(error)
             answer.abort()
             return
         answer.end()
+
+
+async def chunks(source: BodySource) -> AsyncIterator[bytes]:
+    """A request's body as it comes; ConnectionResetError if its end never does."""
+    ready = asyncio.Event()
+    source.on_ready = ready.set
+    while True:
+        ready.clear()
+        data = source.read()
+        if data:
+            yield data
+        elif source.lost:
+            raise ConnectionResetError("the client left within its request")
+        elif source.ended:
+            return
+        else:
+            await ready.wait()
 
 
 def _with_date(response: HttpResponse) -> list[tuple[str, str]]:

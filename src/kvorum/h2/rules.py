@@ -128,3 +128,13 @@ SIZES: Final[dict[int, int]] = {
     WINDOW_UPDATE: 4,  # 6.9
 }
 """Frame types whose payload has one possible length; any other is a FRAME_SIZE_ERROR."""
+
+STATE_BITS: Final = 3
+_states: Final = {int(state): state for state in State}
+
+VERDICTS: Final[tuple[Verdict, ...]] = tuple(
+    RULES.get((kind, state), ACCEPT) if (state := _states.get(low)) is not None else ACCEPT
+    for kind in range(CONTINUATION + 1)
+    for low in range(1 << STATE_BITS)
+)
+"""The table again, for the frame loop: at ``kind << STATE_BITS | state``."""

@@ -11,7 +11,7 @@ from typing import Final, Protocol, cast
 from kvorum.h2.call import Call
 from kvorum.h2.deadlines import Deadlines
 from kvorum.h2.frames import PREFACE
-from kvorum.h2.http import Answer, HttpHandler, HttpRequest
+from kvorum.h2.http import Answer, HttpHandler, HttpRequest, WantsSource
 from kvorum.h2.http1 import Http1Connection
 from kvorum.h2.limits import Limits
 from kvorum.h2.method import Method
@@ -40,6 +40,7 @@ class _Core(Protocol):
     def hold(self) -> None: ...
     def release(self) -> None: ...
     def lost(self) -> None: ...
+    def finish(self) -> bool: ...
     def drain(self) -> None: ...
     def tick(self, now: float) -> None: ...
 
@@ -78,7 +79,11 @@ class Link(asyncio.Protocol):
         self.flush()
 
     def eof_received(self) -> bool:
-        return False
+        """The client sends no more. An HTTP/1.1 answer under way is still wanted."""
+        if self._core is None or not self._core.finish():
+            return False
+        self.flush()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.links.discard(self)
@@ -133,6 +138,7 @@ class Link(asyncio.Protocol):
                 peer=peer,
                 secure=secure,
                 certificate=certificate,
+                wants_source=server.wants_source,
             )
         self._core = core
         return core
@@ -142,10 +148,10 @@ class Link(asyncio.Protocol):
 
     def flush(self) -> None:
         core = self._core
-        if core is None:
-            return
-        data = core.take()
         transport = self.transport
+        if core is None or transport.is_closing():
+            return  # lost since it was marked
+        data = core.take()
         if data:
             self._server.bytes_out += len(data)
             transport.write(data)
@@ -191,7 +197,8 @@ class Link(asyncio.Protocol):
         """What time does to a connection."""
         limits = self._server.limits
         if self._ending is not None:
-            if now >= self._ending and not self.transport.get_write_buffer_size():
+            left = self.transport.get_write_buffer_size()
+            if now >= self._ending + (limits.write_stall_timeout if left else 0.0):
                 self.transport.abort()
         elif self._core is None:
             if now >= self._since + limits.handshake_timeout:
@@ -225,6 +232,7 @@ class GrpcServer:
 
     ``methods`` maps paths (``/package.Service/Method``) to methods. ``http_handler`` gets what is
     not gRPC; without one it is refused. ``report`` gets exceptions that handlers let out.
+    ``wants_source`` picks the HTTP/1.1 requests whose bodies come as they arrive (``chunks``).
     ``bytes_in`` and ``bytes_out`` count what went over the sockets.
     """
 
@@ -235,10 +243,12 @@ class GrpcServer:
         limits: Limits | None = None,
         *,
         report: Callable[[BaseException], None] | None = None,
+        wants_source: WantsSource | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.limits = limits or Limits()
         self.methods = methods
+        self.wants_source = wants_source
         self.links: set[Link] = set()
         self.bytes_in = 0
         self.bytes_out = 0

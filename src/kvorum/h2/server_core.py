@@ -150,7 +150,7 @@ class ServerConnection(Endpoint):
                         try:
                             waiting.handler(stream, data[body + 5 : stop])
                         except Exception as error:
-                            self._handler_failed(stream, error)
+                            self.handler_failed(stream, error)
                         pos = stop
                         continue
             used = self._frame_at(data, pos, end)
@@ -285,13 +285,13 @@ class ServerConnection(Endpoint):
             try:
                 method.handler(call)
             except Exception as error:
-                self._handler_failed(call, error)
+                self.handler_failed(call, error)
         if end:
             call.feed(b"", True)
 
     # --- handlers -------------------------------------------------------------------------------
 
-    def _handler_failed(self, call: Stream, error: Exception) -> None:
+    def handler_failed(self, call: Stream, error: Exception) -> None:
         assert isinstance(call, Call)
         if isinstance(error, EtcdError):
             call.fail(error.code, error.message)
@@ -304,7 +304,7 @@ class ServerConnection(Endpoint):
         try:
             call.method.handler(call, message)
         except Exception as error:
-            self._handler_failed(call, error)
+            self.handler_failed(call, error)
 
     def run_http(self, exchange: Exchange, request: HttpRequest) -> None:
         assert self.service.http is not None
