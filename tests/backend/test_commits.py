@@ -12,7 +12,7 @@ import lmdb
 import pytest
 
 from kvorum import failpoint
-from kvorum.backend import Backend, Bucket, CommitError, ViewLostError
+from kvorum.backend import Backend, BackendError, Bucket, CommitError, ViewLostError
 from kvorum.backend.committer import Batches
 from kvorum.backend.database import Database, Sizes
 
@@ -204,9 +204,15 @@ def test_closing_waits_for_the_commit_under_way(
         waiting = asyncio.create_task(backend.commit())
         await asyncio.to_thread(gate.entered.acquire)
         backend.put("meta", b"b", b"2")
+        waiting_longer = asyncio.create_task(backend.commit())
+        await asyncio.sleep(0)
         gate.open.release(2)
         backend.close()
-        await waiting
+        await asyncio.gather(waiting, waiting_longer)
+        with pytest.raises(BackendError, match="nothing commits"):
+            await backend.commit()
+        with pytest.raises(BackendError, match="is closed"):
+            await backend.in_thread(lambda: None)
 
     run(tmp_path, scenario)
     monkeypatch.undo()
@@ -337,6 +343,21 @@ def test_a_view_is_lost_when_the_map_grows(tmp_path: Path) -> None:
         view.close()
 
     run(tmp_path, scenario, map_size=SMALL_MAP)
+
+
+def test_reading_on_after_a_commit_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    async def scenario(backend: Backend) -> None:
+        for i in range(3):
+            backend.put("key", b"%d" % i, b"v")
+        await backend.commit()
+        items = backend.scan("key")
+        assert next(items) == (b"0", b"v")
+        backend.put("key", b"3", b"v")
+        await backend.commit()
+        with pytest.raises(BackendError, match="cannot read the database"):
+            next(items)
+
+    run(tmp_path, scenario)
 
 
 def test_closing_loses_the_views(tmp_path: Path) -> None:

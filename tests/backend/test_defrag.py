@@ -425,6 +425,50 @@ def test_a_failed_commit_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert files_in(tmp_path) == ["kvorum.mdb", "kvorum.mdb-lock"]
 
 
+def test_the_copy_grows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(backend: Backend) -> None:
+        await fill(backend, 30)
+        held = Stage(monkeypatch, "make_copy")
+        defragging = asyncio.create_task(backend.defrag())
+        await asyncio.to_thread(held.reached.wait, 20)
+        backend.put("meta", b"big", bytes(1 << 20))
+        commit = asyncio.create_task(backend.commit())
+        held.go_on.set()
+        await asyncio.gather(commit, defragging)
+        assert backend.get("meta", b"big") == bytes(1 << 20)
+
+    run(tmp_path, scenario, map_size=512 << 10)
+
+
+def test_a_copy_that_cannot_be_written_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(backend: Backend) -> None:
+        await fill(backend)
+        held = Stage(monkeypatch, "make_copy")
+        defragging = asyncio.create_task(backend.defrag())
+        await asyncio.to_thread(held.reached.wait, 20)
+        backend.put("meta", b"a", b"1")
+        await backend.commit()
+        write = Database.write
+
+        def fail(database: Database, batches: Batches) -> Sizes:
+            if database is not backend.database:
+                raise lmdb.DiskError("mdb_txn_commit: No space left on device", 28)
+            return write(database, batches)
+
+        monkeypatch.setattr(Database, "write", fail)
+        held.go_on.set()
+        with pytest.raises(DefragError, match="No space left on device"):
+            await defragging
+        backend.put("meta", b"a", b"2")
+        await backend.commit()
+
+    run(tmp_path, scenario)
+    assert content_on_disk(tmp_path)[b"a"] == b"2"
+    assert files_in(tmp_path) == ["kvorum.mdb", "kvorum.mdb-lock"]
+
+
 class TestReplace:
     """A received snapshot in the place of the database."""
 
@@ -449,6 +493,22 @@ class TestReplace:
         run(tmp_path, scenario)
         assert content_on_disk(tmp_path) == {b"a": b"new", b"b": b"newer"}
         assert files_in(tmp_path) == ["kvorum.mdb", "kvorum.mdb-lock"]
+
+    def test_a_rename_that_fails_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(self: Path, target: Path) -> Path:
+            raise OSError(5, "Input/output error")
+
+        async def scenario(backend: Backend) -> None:
+            old = await fill(backend)
+            write_database(tmp_path / "received", [("meta", b"a", b"new")])
+            monkeypatch.setattr(Path, "rename", broken)
+            with pytest.raises(OSError, match="Input/output error"):
+                await backend.replace(tmp_path / "received")
+            assert dict(backend.range("meta", b"", None)) == old
+
+        run(tmp_path, scenario)
 
     def test_what_is_no_database_is_refused(self, tmp_path: Path) -> None:
         async def scenario(backend: Backend) -> None:

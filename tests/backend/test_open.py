@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -54,6 +55,26 @@ def test_a_file_that_another_process_uses(tmp_path: Path) -> None:
             pipe.close()
     backend = Backend(path)
     assert len(backend.range("key", b"", None)) == 2000
+    backend.close()
+
+
+def test_a_file_that_is_replaced_between_opening_and_locking(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner has just put a defragmented one in its place."""
+    other = filled.with_name("other")
+    other.write_bytes(filled.read_bytes())
+    inode = other.stat().st_ino
+    flock = fcntl.flock
+
+    def slow(fd: int, operation: int) -> None:
+        if other.exists():
+            other.rename(filled)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    backend = Backend(filled)
+    assert os.fstat(backend.database._lock_fd).st_ino == inode
     backend.close()
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvorum import errors, failpoint
-from kvorum.backend import Backend, BackendError
+from kvorum.backend import Backend, BackendError, ReadView
+from kvorum.mvcc import hash
 from kvorum.mvcc.compaction import Compaction
 from kvorum.mvcc.hash import KeyValueHash
 from kvorum.mvcc.kv import encode, encode_tombstone
@@ -314,6 +315,38 @@ class TestHashes:
             assert [value.rev for value in store.hashes] == [4]
             await store.compact(8).run(sleep=0)
             assert [value.rev for value in store.hashes] == [4, 8]
+            store.backend.close()
+
+        asyncio.run(scenario())
+
+    def test_a_view_that_is_lost_is_replaced(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The file has to grow while a hash is computed."""
+        lost: list[ReadView] = []
+        real = hash.hash_records
+
+        def losing(view: ReadView, spec: hash.HashSpec) -> KeyValueHash:
+            if len(lost) < 3:
+                lost.append(view)
+                view.lose()
+            return real(view, spec)
+
+        async def scenario() -> None:
+            store = Store(Backend(tmp_path / "kvorum.mdb", loop=asyncio.get_running_loop()))
+            for _ in range(9):
+                store.put(b"a", b"", NO_LEASE)
+            await store.compact(3).run(sleep=0)
+            expected, _ = await store.hash_kv(0)
+            store.hashes.clear()
+            for module in ("store", "compaction"):
+                monkeypatch.setattr(f"kvorum.mvcc.{module}.hash_records", losing)
+            value, _ = await store.hash_kv(0)
+            assert (value, len(lost)) == (expected, 3)
+            lost.clear()
+            await store.compact(8).run(sleep=0)
+            assert [(h.compact_rev, h.rev) for h in store.hashes] == [(3, 8)]
+            assert len(lost) == 3
             store.backend.close()
 
         asyncio.run(scenario())

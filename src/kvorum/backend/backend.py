@@ -332,7 +332,8 @@ class Backend:
 
         Raises:
             OpenError: it cannot be opened; nothing has changed.
-            OSError: it cannot be renamed or synced.
+            OSError: it cannot be renamed or synced. The caller must not go on: which of the two
+                the next start will find is not known.
             CommitError: a commit failed before.
         """
         await self._to_the_end(self._replace(path))

@@ -16,7 +16,7 @@ import lmdb
 from kvorum import failpoint
 from kvorum.backend.bucket import Bucket
 from kvorum.backend.database import Changes, Database, Sizes
-from kvorum.backend.errors import CommitError
+from kvorum.backend.errors import BackendError, CommitError
 from kvorum.backend.worker import Worker
 
 Batches = list[tuple[Bucket, Changes]]
@@ -95,9 +95,15 @@ class Committer:
         self._start()
 
     async def commit(self) -> None:
-        """Return when everything written before the call is on disk. Raises CommitError."""
+        """Return when everything written before the call is on disk.
+
+        Raises:
+            CommitError: this or an earlier commit failed.
+            BackendError: there are no commits in the background, or not any more.
+        """
         self._raise_failure()
-        assert self._loop is not None, "there is no loop: use commit_now"
+        if self._loop is None or self._worker is None:
+            raise BackendError(f"nothing commits {self._source.database.path} in the background")
         future: asyncio.Future[None] = self._loop.create_future()
         self._next_waiting.append(future)
         self._start()
@@ -108,10 +114,13 @@ class Committer:
         assert not self._busy, "a commit is under way in the thread"
         self._raise_failure()
         self._take()
+        self._waiting += self._next_waiting
+        self._next_waiting = []
         if self._batches:
             self._busy = True
             while self._busy:
                 self._done(self._try())
+        self._answer(None)
         if self.failure is not None:
             raise self.failure
 

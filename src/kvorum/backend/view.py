@@ -13,7 +13,7 @@ import lmdb
 
 from kvorum.backend.bucket import PREFIX, Bucket, Item, loaded_item, loaded_items, stored_key
 from kvorum.backend.database import Database
-from kvorum.backend.errors import ViewLostError
+from kvorum.backend.errors import BackendError, ViewLostError
 
 CHUNK: Final = 128
 """Pairs that `ReadView.items` reads at a time."""
@@ -23,9 +23,7 @@ def stored_range(
     txn: lmdb.Transaction[bytes], db: lmdb._Database, lo: bytes, hi: bytes | None
 ) -> Iterator[Item]:
     """Pairs with lo <= key < hi (None: to the end) of a bucket, in key order."""
-    cursor = txn.cursor(db)
-    items = loaded_items(iter(cursor)) if cursor.set_range(lo[:PREFIX]) else iter(())
-    for item in items:
+    for item in loaded_items(stored_revisions(txn, db, lo[:PREFIX], None)):
         if hi is not None and item[0] >= hi:
             return
         if item[0] >= lo:
@@ -36,8 +34,10 @@ def stored_revisions(
     txn: lmdb.Transaction[bytes], db: lmdb._Database, lo: bytes, hi: bytes | None
 ) -> Iterator[Item]:
     """The same for the bucket of revisions, whose keys are all short: twice as fast."""
-    cursor = txn.cursor(db)
-    if cursor.set_range(lo):
+    try:
+        cursor = txn.cursor(db)
+        if not cursor.set_range(lo):
+            return
         if hi is None:
             yield from cursor
             return
@@ -45,6 +45,8 @@ def stored_revisions(
             if item[0] >= hi:
                 return
             yield item
+    except lmdb.Error as error:
+        raise BackendError(f"cannot read the database: {error}") from error
 
 
 class ReadView:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvorum import failpoint
 from kvorum.backend import Bucket, ReadView
-from kvorum.mvcc.hash import HashSpec, KeyValueHash, hash_records
+from kvorum.mvcc.hash import HashSpec, KeyValueHash, hash_committed, hash_records
 from kvorum.mvcc.history import HEAD, SLOT, History, revisions
 from kvorum.mvcc.index import Entry
 from kvorum.mvcc.restore import FINISHED
@@ -68,9 +68,7 @@ class Compaction:
         while not self.index_step():
             await backend.pause(0)
         if self._hashed:
-            await backend.commit()
-            with backend.read_view() as view:
-                value = await backend.in_thread(lambda: self.hash(view))
+            value = await hash_committed(backend, self.hash)
             if not self.abandoned:
                 self._store.keep_hash(value)
         while not self.delete_step(batch_limit):

@@ -9,12 +9,12 @@ everything old counts: a quirk of etcd's, and members have to agree.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
 import google_crc32c
 
-from kvorum.backend import Bucket, ReadView
+from kvorum.backend import Backend, Bucket, ReadView, ViewLostError
 from kvorum.backend.bucket import Item
 from kvorum.backend.hash import CHUNK, extend, politely
 from kvorum.mvcc.history import kept_at
@@ -55,6 +55,20 @@ def hash_records(view: ReadView, spec: HashSpec) -> KeyValueHash:
     for chunk in politely(view.chunks(Bucket.KEY, CHUNK, border, before(spec.rev + 1))):
         crc = extend(crc, chunk)
     return KeyValueHash(crc, spec.compact_rev, spec.rev)
+
+
+async def hash_committed(
+    backend: Backend, compute: Callable[[ReadView], KeyValueHash]
+) -> KeyValueHash:
+    """Commit, and run `compute` in a thread over a view of that. A view that was lost because the
+    file had to grow is replaced by a new one."""
+    while True:
+        await backend.commit()
+        try:
+            with backend.read_view() as view:
+                return await backend.in_thread(lambda view=view: compute(view))  # type: ignore[misc]
+        except ViewLostError:
+            continue
 
 
 class _Counting:

@@ -143,8 +143,3 @@ def revisions(history: History, start: int, end: int) -> list[RevKey]:
         else RevKey(bytes(history[at : at + REV_KEY_LEN]))
         for at in range(start, end, SLOT)
     ]
-
-
-def slots_of(history: History) -> int:
-    """How many revisions there are."""
-    return (len(history) - HEAD) // SLOT

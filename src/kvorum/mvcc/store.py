@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from kvorum import errors, failpoint
-from kvorum.backend import Backend, Bucket
+from kvorum.backend import Backend, Bucket, ViewLostError
 from kvorum.mvcc.compaction import Compaction
 from kvorum.mvcc.hash import KeepScan, KeyValueHash, hash_records
 from kvorum.mvcc.index import Index
@@ -275,6 +275,13 @@ class Store:
             errors.Compacted: `rev` is before the compaction revision.
             errors.FutureRev: `rev` is yet to come.
         """
+        while True:
+            try:
+                return await self._hash_kv(rev)
+            except ViewLostError:
+                continue  # the file had to grow, which it does by doubling
+
+    async def _hash_kv(self, rev: int) -> tuple[KeyValueHash, Revision]:
         for stored in self.hashes:
             if stored.rev == rev:
                 return stored, self.rev
