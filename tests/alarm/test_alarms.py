@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvorum.alarm import AlarmStore
+from kvorum.alarm import AlarmStore, alarm_name
 from kvorum.pb import etcdserverpb as pb
 from kvorum.types import MemberID
 
@@ -108,3 +108,13 @@ def test_a_kind_of_a_later_version_is_kept(store: AlarmStore, buckets: Buckets) 
     again.restore()
     assert pairs(again.get(9)) == [(9, ONE)]
     assert again.is_on(9)
+
+
+def test_names() -> None:
+    assert [alarm_name(kind) for kind in (0, 1, 2, 3, -1)] == [
+        "NONE",
+        "NOSPACE",
+        "CORRUPT",
+        "3",
+        "-1",
+    ]

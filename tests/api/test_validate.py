@@ -20,6 +20,7 @@ from kvorum.api.validate import (
     check_txn,
 )
 from kvorum.pb import etcdserverpb as pb
+from kvorum.server.request import decode_request, encode_request
 
 MANY = 10_000
 
@@ -193,17 +194,30 @@ def test_the_order_of_checks_is_etcds() -> None:
         check_txn(txn(twice, [delete(b"")]), 9)
 
 
-def test_nesting_is_bounded_by_the_parser_before_the_check_recurses() -> None:
-    """Every level costs the parser two of its hundred, so that a check of its own is not needed."""
-    check_txn(pb.TxnRequest.FromString(nested_txn(40)), MANY)
-    with pytest.raises(DecodeError):
-        pb.TxnRequest.FromString(nested_txn(60))
+@pytest.mark.parametrize("inner", [txn([put()]), txn(compares=1)], ids=["put", "compare"])
+def test_what_the_check_lets_through_can_be_read_from_the_log(inner: pb.TxnRequest) -> None:
+    """An entry of the log holds the request one level deeper than it came, and the parser goes
+    only so deep: a transaction that just fits by itself would be there, and never be read."""
+    refused = 0
+    for depth in range(100):
+        message = nested_txn(depth, inner)
+        try:
+            check_txn(pb.TxnRequest.FromString(message), MANY)
+        except (errors.TooManyOps, DecodeError):
+            refused += 1
+        else:
+            assert decode_request(encode_request("txn", message, b"\x01"))[1] == "txn"
+    assert refused == 100 - 41
 
 
-def nested_txn(depth: int) -> bytes:
-    request = txn([put()])
+def nested_txn(depth: int, request: pb.TxnRequest) -> bytes:
     for _ in range(depth):
-        request = txn([pb.RequestOp(request_txn=request)])
+        outer = pb.TxnRequest()
+        try:
+            outer.success.add().request_txn.MergeFrom(request)
+        except DecodeError:
+            break
+        request = outer
     return request.SerializeToString()
 
 

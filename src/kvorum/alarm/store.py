@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from kvorum.pb import etcdserverpb as pb
 from kvorum.types import MemberID
+
+_NAMES: Final[dict[int, str]] = {number: name for name, number in pb.AlarmType.items()}
+
+
+def alarm_name(kind: int) -> str:
+    """``NOSPACE``, ``CORRUPT``; for a kind that only a later version knows, its number."""
+    return _NAMES.get(kind, str(kind))
 
 
 class Buckets(Protocol):

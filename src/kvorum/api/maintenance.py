@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvorum import errors
+from kvorum.alarm import alarm_name
 from kvorum.api.unary import unary
 from kvorum.errors import Code
 from kvorum.h2 import Call, Method
@@ -57,7 +58,7 @@ class MaintenanceService:
         if not server.raft.leader:
             response.errors.append(errors.NoLeader.message)
         for alarm in server.alarms.get():
-            kind = pb.AlarmType.Name(alarm.alarm)
+            kind = alarm_name(alarm.alarm)
             response.errors.append(f"memberID:{alarm.memberID} alarm:{kind} ")
         call.reply(server.header.field(server.store.rev) + response.SerializeToString())
 

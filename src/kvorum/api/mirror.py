@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kvorum import buildinfo
+from kvorum.alarm import alarm_name
 from kvorum.api.metrics import fd_limit, fds_used
 from kvorum.config.gates import GATES
 from kvorum.h2 import GrpcServer, Method
-from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import pool
 from kvorum.server.server import Server
 from kvorum.telemetry import GRPC_CODES, Telemetry
@@ -69,7 +69,7 @@ def _alarms(server: Server, seen: Labelled) -> Labelled:
     for labels in seen:
         seen[labels] = 0
     for alarm in server.alarms.get():
-        seen[f"{alarm.memberID:x}", pb.AlarmType.Name(alarm.alarm)] = 1
+        seen[f"{alarm.memberID:x}", alarm_name(alarm.alarm)] = 1
     return seen
 
 

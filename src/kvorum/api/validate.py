@@ -12,6 +12,11 @@ from kvorum.pb import etcdserverpb as pb
 _SORT_ORDERS: Final = frozenset(pb.RangeRequest.SortOrder.values())
 _SORT_TARGETS: Final = frozenset(pb.RangeRequest.SortTarget.values())
 
+MAX_NESTING: Final = 40
+"""Transactions in transactions. protobuf parses a hundred messages inside each other and no more;
+an entry of the log, which holds the request one level deeper, must stay well below that, or a
+member could not start again."""
+
 
 class RangeStreamUnsupported(
     errors.EtcdError,
@@ -55,31 +60,31 @@ def check_delete(request: pb.DeleteRangeRequest) -> None:
 
 def check_txn(request: pb.TxnRequest, max_ops: int) -> None:
     """Raise TooManyOps, EmptyKey, what an operation's own check raises, or DuplicateKey."""
-    _check_ops(request, max_ops)
+    _check_ops(request, max_ops, MAX_NESTING)
     for ops in (request.success, request.failure):
         # A single operation can only collide with itself if it is a transaction of its own.
         if len(ops) > 1 or (ops and ops[0].WhichOneof("request") == "request_txn"):
             _written_keys(ops)
 
 
-def _check_ops(request: pb.TxnRequest, max_ops: int) -> None:
+def _check_ops(request: pb.TxnRequest, max_ops: int, levels: int) -> None:
     """Each of the three lists may hold ``max_ops``; what the longest takes up is not there for the
-    transactions nested in this one."""
+    transactions nested in this one. ``levels`` of them may be nested in each other."""
     compares, success, failure = request.compare, request.success, request.failure
     count = max(len(compares), len(success), len(failure))
-    if count > max_ops:
+    if count > max_ops or levels < 0:
         raise errors.TooManyOps
     for compare in compares:
         if not compare.key:
             raise errors.EmptyKey
     rest = max_ops - count
     for op in success:
-        _check_op(op, rest)
+        _check_op(op, rest, levels)
     for op in failure:
-        _check_op(op, rest)
+        _check_op(op, rest, levels)
 
 
-def _check_op(op: pb.RequestOp, max_ops: int) -> None:
+def _check_op(op: pb.RequestOp, max_ops: int, levels: int) -> None:
     kind = op.WhichOneof("request")
     if kind == "request_range":
         check_range(op.request_range)
@@ -88,7 +93,7 @@ def _check_op(op: pb.RequestOp, max_ops: int) -> None:
     elif kind == "request_delete_range":
         check_delete(op.request_delete_range)
     elif kind == "request_txn":
-        _check_ops(op.request_txn, max_ops)
+        _check_ops(op.request_txn, max_ops, levels - 1)
     else:
         raise errors.KeyNotFound  # etcd's answer to an operation of no kind
 
