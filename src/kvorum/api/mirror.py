@@ -35,7 +35,6 @@ def _mirror_consensus(telemetry: Telemetry, server: Server) -> None:
     metrics.slow_reads.follow(lambda: reads.slow)
     metrics.failed_reads.follow(lambda: reads.failed)
     telemetry.cluster.is_learner.follow(lambda: 1 if server.cluster.is_learner() else 0)
-    telemetry.lease.expired.follow(lambda: server.expiry.expired)
 
 
 def _mirror_identity(telemetry: Telemetry, server: Server) -> None:

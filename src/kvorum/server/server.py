@@ -199,6 +199,7 @@ class Server:
         self.expiry = LeaseExpiry(
             self.lessor, self.proposer, checkpoints=config.feature_gates.enabled("LeaseCheckpoint")
         )
+        self.telemetry.lease.expired.follow(lambda: self.expiry.expired)
         self._snapshotter = SnapshotTaker(
             files=booted.snapshots,
             wal=booted.wal,
