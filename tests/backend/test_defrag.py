@@ -13,7 +13,7 @@ import lmdb
 import pytest
 
 from kvorum import failpoint
-from kvorum.backend import Backend, CommitError, DefragError, defrag
+from kvorum.backend import Backend, BackendError, CommitError, DefragError, defrag
 from kvorum.backend.bulk import write_database
 from kvorum.backend.committer import Batches
 from kvorum.backend.database import Database, Sizes
@@ -493,6 +493,30 @@ class TestReplace:
         run(tmp_path, scenario)
         assert content_on_disk(tmp_path) == {b"a": b"new", b"b": b"newer"}
         assert files_in(tmp_path) == ["kvorum.mdb", "kvorum.mdb-lock"]
+
+    def test_closing_in_the_middle(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def scenario(backend: Backend) -> None:
+            await fill(backend)
+            write_database(tmp_path / "received", [("meta", b"a", b"new")])
+            moving, go_on = threading.Event(), threading.Event()
+            rename = Path.rename
+
+            def slow(self: Path, target: Path) -> Path:
+                moving.set()
+                assert go_on.wait(20)
+                return rename(self, target)
+
+            monkeypatch.setattr(Path, "rename", slow)
+            replacing = asyncio.create_task(backend.replace(tmp_path / "received"))
+            await asyncio.to_thread(moving.wait, 20)
+            threading.Timer(0.05, go_on.set).start()
+            backend.close()
+            with pytest.raises(BackendError, match="was closed while it was replaced"):
+                await replacing
+
+        run(tmp_path, scenario)
+        monkeypatch.undo()
+        assert content_on_disk(tmp_path) == {b"a": b"new"}
 
     def test_a_rename_that_fails_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -343,6 +343,9 @@ class Backend:
             await self._committer.hold()
             try:
                 replacement = await self.in_thread(lambda: _moved(path, self.path))
+                if self._closed:
+                    replacement.close()
+                    raise BackendError(f"{self.path} was closed while it was replaced")
                 for layers in self._layers.values():
                     layers.overlay.clear()
                 self.pending_ops = 0

@@ -67,7 +67,7 @@ class Compaction:
         backend = self._store.backend
         while not self.index_step():
             await backend.pause(0)
-        if self._hashed:
+        if self._hashed and not self.abandoned:
             value = await hash_committed(backend, self.hash)
             if not self.abandoned:
                 self._store.keep_hash(value)
