@@ -121,6 +121,8 @@ def test_a_call_that_ended_ignores_what_its_handler_still_does() -> None:
         ("plain text, as it is!", "plain text, as it is!"),
         ("50% of \n ü", "50%25 of %0A %C3%BC"),
         ("~\x7f\x00", "~%7F%00"),
+        (" a b ", "%20a b%20"),
+        (" ", "%20"),
     ],
 )
 def test_status_messages_are_escaped(message: str, wire_text: str) -> None:
@@ -460,6 +462,71 @@ def test_a_callback_that_raises_ends_its_call_alone(event: str) -> None:
         assert any("grpc-status=13" in line for line in lines)
     assert [type(report) for report in wire.reports] == [KeyError]
     assert wire.send(wire.request(3)) == answer(3, b"hello")
+
+
+def test_a_head_may_come_in_several_frames() -> None:
+    wire = Wire()
+    block = wire.block()
+    lines = wire.raw(frames.HEADERS, 0, 1, block[:5])
+    lines += wire.raw(frames.CONTINUATION, 0, 1, block[5:9])
+    lines += wire.raw(frames.CONTINUATION, frames.END_HEADERS, 1, block[9:])
+    assert lines == []
+    assert wire.send(wire.data(1, grpc(b"x"), end=True)) == answer(1, b"x")
+
+
+def test_trailers_may_end_a_request() -> None:
+    wire = Wire()
+    wire.send(wire.head(1, STREAM) + wire.data(1, grpc(b"x")))
+    trailers = wire.encoder.encode([("x-checksum", "1")])
+    assert wire.raw(frames.HEADERS, 5, 1, trailers) == []
+    assert wire.seen == ["message b'x'", "end"]
+    assert wire.send(wire.head(3) + wire.data(3, grpc(b"x"))) == []
+    assert wire.raw(frames.HEADERS, 5, 3, trailers) == answer(3, b"x")
+
+
+def test_a_client_stream_may_be_answered_before_its_end() -> None:
+    wire = Wire()
+    wire.send(wire.head(1, STREAM) + wire.data(1, grpc(b"x")))
+    wire.calls[0].reply(b"enough")
+    assert wire.flush() == [*answer(1, b"enough"), "RST_STREAM 1 NO_ERROR"]
+
+
+def test_a_call_can_be_finished_without_a_message() -> None:
+    wire = Wire()
+    wire.send(wire.head(1, STREAM, end=True))
+    wire.calls[0].finish()
+    assert wire.flush() == [OK_HEAD.format(1), OK_TAIL.format(1)]
+    assert repr(wire.calls[0]) == "<Call /t.S/Stream stream 1 done>"
+
+
+def test_many_different_failures_are_all_told() -> None:
+    """More than are remembered, and some too long to be."""
+    wire = Wire()
+    for number in range(600):
+        sid = 2 * number + 1
+        wire.send(wire.request(sid, path=HOLD))
+        text = f"no {number}" + "x" * (600 if number % 7 == 0 else 0)
+        wire.calls[-1].fail(3, text)
+        assert wire.flush() == [failure(sid, 3, text)]
+
+
+def test_heads_without_end_are_learnt_anew() -> None:
+    """More different heads than the service remembers."""
+    wire = Wire({"/t.S/Now": Method(lambda call, message: call.reply(message))})
+    for number in range(1100):
+        sid = 2 * number + 1
+        lines = wire.send(
+            wire.head(sid, NOW, ("x-n", str(number))) + wire.data(sid, grpc(b""), end=True)
+        )
+        assert lines == answer(sid, b"")
+    assert len(wire.conn.service._heads) <= 1024
+
+
+def test_a_head_larger_than_a_frame_in_one_read() -> None:
+    wire = Wire()
+    raw = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, b"\x82" * 16385)
+    lines = wire.send(raw + b"\0" * 9)
+    assert lines[-1].split()[3] == "FRAME_SIZE_ERROR"
 
 
 def test_a_priority_in_a_head_is_passed_over() -> None:

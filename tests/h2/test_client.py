@@ -23,6 +23,7 @@ from kvorum.h2.status import (
     encode_message,
     encode_metadata,
     encode_timeout,
+    go_quote,
 )
 
 Story = Callable[[Site, Channel], Awaitable[None]]
@@ -556,6 +557,33 @@ def test_timeouts_survive(seconds: float) -> None:
     back = decode_timeout(raw)
     assert back is not None
     assert seconds * 0.98 - 1e-9 <= back <= seconds * 1.000001
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("plain", '"plain"'),
+        ('say "x" \\ y', r'"say \"x\" \\ y"'),
+        ("tab\tnul\0del\x7f", r'"tab\tnul\x00del\x7f"'),
+        ("ü\u200b\U000e0001", r'"ü\u200b\U000e0001"'),
+    ],
+)
+def test_quoting_as_go_does(text: str, quoted: str) -> None:
+    assert go_quote(text) == quoted
+
+
+@pytest.mark.parametrize(
+    ("seconds", "raw"),
+    [
+        (0.0, b"1n"),
+        (0.05, b"50000000n"),
+        (5, b"5000000u"),
+        (1e10, b"2777777H"),
+        (1e30, b"99999999H"),
+    ],
+)
+def test_timeouts_on_the_wire(seconds: float, raw: bytes) -> None:
+    assert encode_timeout(seconds) == raw
 
 
 @pytest.mark.parametrize(

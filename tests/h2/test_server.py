@@ -11,10 +11,12 @@ from pathlib import Path
 
 import hpack
 import pytest
-from h2site import run, serving, until
+from h2site import Site, run, serving, until
 from h2wire import Reader, Wire, answer, grpc
 
 from kvorum.h2 import Channel, GrpcServer, HttpResponse, Limits, RpcError, frames
+from kvorum.h2.http1 import Http1Connection
+from kvorum.h2.limits import MIB
 from kvorum.h2.server import Link
 
 LIMITS = Limits()
@@ -210,14 +212,73 @@ def test_a_peer_that_never_reads_is_stopped_then_cut() -> None:
                 sid += 2
                 if sid % 100 == 1:
                     assert await good.unary("/t.S/Now", b"fine") == b"fine"
-                sizes = [link.transport.get_write_buffer_size() for link in site.server.links]
-                assert max(sizes) < 16 * 1024 * 1024
+                for link in site.server.links:
+                    core = link._core
+                    assert not isinstance(core, Http1Connection)
+                    waiting = core.backlog if core is not None else 0  # type: ignore[attr-defined]
+                    assert waiting + link.transport.get_write_buffer_size() < 6 * MIB
                 if client.writer.transport.get_write_buffer_size() > 2**20:
                     await until(lambda: site.server.connections < 2)
                     break
             await until(lambda: site.server.connections < 2)
             assert await good.unary("/t.S/Now", b"fine") == b"fine"
             client.writer.transport.abort()
+
+    run(story())
+
+
+def test_a_peer_that_reads_at_last_gets_everything() -> None:
+    async def story() -> None:
+        async with serving() as site:
+            client = await RawClient.connect(site.port)
+            window = 2**31 - 1
+            client.writer.write(
+                frames.PREFACE
+                + frames.settings({frames.Setting.INITIAL_WINDOW_SIZE: window})
+                + frames.window_update(0, window - 65535)
+            )
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            link = (await first_link(site))[0]
+            sid = 1
+            while not (link._choked and client.writer.transport.get_write_buffer_size()):
+                client.writer.write(client.wire.request(sid, b"x" * 16_000))
+                sid += 2
+                await asyncio.sleep(0)
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            lines = await client.until(f"HEADERS {sid - 2} END")
+            assert sum(line.endswith("END grpc-status=0") for line in lines) == (sid - 1) // 2
+            assert not link._choked
+            assert link._stalled is None
+
+    run(story())
+
+
+async def first_link(site: Site) -> list[Link]:
+    await until(lambda: site.server.links)
+    return list(site.server.links)
+
+
+def test_a_flood_that_wants_no_answers_read_is_stopped_too() -> None:
+    """Answers without DATA are not subject to windows, but they fill the socket as well."""
+    limits = replace(LIMITS, stop_reading=100_000)
+
+    async def story() -> None:
+        async with serving(limits) as site:
+            client = await RawClient.connect(site.port)
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            client.writer.write(GREETED)
+            link = (await first_link(site))[0]
+            sid = 1
+            while not link._stopped:
+                for _ in range(20):
+                    # A few bytes each, for an answer that names the method.
+                    client.writer.write(client.wire.head(sid, "/t.S/" + "N" * 2000, end=True))
+                    sid += 2
+                await asyncio.sleep(0)
+            assert link.transport.get_write_buffer_size() < 2 * MIB
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            await client.until(f"HEADERS {sid - 2} END")
+            assert not link._stopped
 
     run(story())
 
@@ -348,36 +409,33 @@ def test_a_half_closed_client_still_gets_its_answer() -> None:
     run(story())
 
 
-def test_a_growing_answer_waits_for_its_reader() -> None:
-    """Over both versions: what is produced is bounded by what is read."""
-    made = 0
+@pytest.mark.parametrize("version", ["1.1", "2"])
+def test_a_growing_answer_waits_for_its_reader(version: str) -> None:
+    """What is produced is bounded by what is read."""
+    made: list[int] = []
 
     async def endless() -> AsyncIterator[bytes]:
-        nonlocal made
         while True:
-            made += 1
+            made.append(1)
             yield b"x" * 10_000
 
     async def story() -> None:
-        nonlocal made
         server = GrpcServer({}, lambda request: HttpResponse(200, endless()))
         listener = await server.listen("127.0.0.1", 0)
-        port = listener.sockets[0].getsockname()[1]
-        for start in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", GREETED + get_over_http_2()):
-            made = 0
-            client = await RawClient.connect(port)
-            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-            client.writer.write(start)
-            await until(lambda: made > 20)
-            before = -1
-            while made != before:  # until no more is made in a while
-                before = made
-                await asyncio.sleep(0.05)
-            assert made < 3000
-            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            assert await client.reader.read(65536)
-            client.writer.transport.abort()
-            await until(lambda: server.connections == 0)
+        client = await RawClient.connect(listener.sockets[0].getsockname()[1])
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        one = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        client.writer.write(one if version == "1.1" else GREETED + get_over_http_2())
+        await until(lambda: len(made) > 20)
+        before = -1
+        while len(made) != before:  # until no more is made in a while
+            before = len(made)
+            await asyncio.sleep(0.05)
+        assert before < 3000
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert await client.reader.read(65536)
+        client.writer.transport.abort()
+        await until(lambda: server.connections == 0)
         server.close()
 
     run(story())

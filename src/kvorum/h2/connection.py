@@ -139,6 +139,11 @@ class Endpoint:
         if self.ready and self.quiet:
             self.wake()
 
+    @property
+    def choked(self) -> bool:
+        """The socket is full and answers pile up: a peer that does not read should not ask."""
+        return self._held and self.backlog > self.limits.stop_reading
+
     def lost(self) -> None:
         """The socket is gone; every open stream learns of it."""
         self.closed = True
@@ -488,9 +493,6 @@ class Endpoint:
         (CVE-2025-8671)."""
         self.count_reset()
         self.reset_stream(fault.sid, fault.code)
-
-    choked = False
-    """Never: HTTP/2 has flow control of its own."""
 
     # --- bounds ---------------------------------------------------------------------------------
 

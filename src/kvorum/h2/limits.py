@@ -57,6 +57,9 @@ class Limits:
     """Reply bytes waiting for the peer's windows or socket, over all its streams, before the
     connection is cut. One message alone may be larger: a range is as large as its answer."""
 
+    stop_reading: int = 4 * MIB
+    """Unsent bytes beyond which we read no more from a peer whose socket is full."""
+
     send_low_water: int = 32 * KIB
     """on_writable fires when a stream's backlog has shrunk to this."""
 

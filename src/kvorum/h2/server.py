@@ -22,9 +22,6 @@ from kvorum.h2.service import Service
 ALPN: Final = ["h2", "http/1.1"]
 _SWEEP: Final = 1.0  # seconds between looks at every connection's time limits
 _LINGER: Final = 1.0  # grpc-go: a closed connection's peer gets so long to read what it was told
-_STOP_READING: Final = 4 * 1024 * 1024
-"""Unsent bytes of a socket beyond which we read no more from it: a peer that does not read its
-answers may not ask for more."""
 
 
 class _Core(Protocol):
@@ -104,6 +101,8 @@ class Link(asyncio.Protocol):
                 self.transport.resume_reading()
         if self._core is not None:
             self._core.release()
+            if self._choked:
+                self._wake()
 
     # --- ours -----------------------------------------------------------------------------------
 
@@ -173,7 +172,7 @@ class Link(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _stop_reading(self) -> None:
-        if self.transport.get_write_buffer_size() > _STOP_READING:
+        if self.transport.get_write_buffer_size() > self._server.limits.stop_reading:
             self._stopped = True
             if not self._choked:
                 self.transport.pause_reading()

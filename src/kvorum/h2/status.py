@@ -13,7 +13,8 @@ from kvorum.errors import Code
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 # The message may hold printable ASCII except the percent sign; the rest is escaped byte by byte.
-_ESCAPED: Final = re.compile(rb"[^ -$&-~]")
+# So is a space at either end, where a field value must not have one (RFC 9113 section 8.2.1).
+_ESCAPED: Final = re.compile(rb"[^ -$&-~]|\A | \Z")
 
 
 class RpcError(Exception):
