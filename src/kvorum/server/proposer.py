@@ -78,7 +78,7 @@ class Proposer:
     """Gathers proposals, and remembers those that wait for an answer.
 
     ``wake`` is called when the first proposal of a batch has come; the owner then takes the batch.
-    ``clock`` gives seconds, of any origin.
+    ``clock`` gives seconds, of any origin. While ``crowded`` is set nothing more is taken in.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Proposer:
         self.ids = ids
         self.waiting: dict[int, Proposal] = {}
         self.failed = 0
+        self.crowded = False
         self.closed: type[EtcdError] | None = None
         self._max_request_bytes = max_request_bytes
         self._wake = wake
@@ -130,7 +131,7 @@ class Proposer:
     def _refusal(self) -> type[EtcdError] | None:
         if self.closed is not None:
             return self.closed
-        if len(self.waiting) >= MAX_WAITING or self._bytes >= MAX_WAITING_BYTES:
+        if self.crowded or len(self.waiting) >= MAX_WAITING or self._bytes >= MAX_WAITING_BYTES:
             return errors.RequestTooManyRequests
         return None
 

@@ -34,7 +34,6 @@ from kvorum.server.reads import ReadGate
 from kvorum.types import Index, MemberID, Term
 from kvorum.wal import WAL, WriteBatch, WriteTimes
 
-
 QUICK_SYNC: Final = 0.001
 """Seconds that a sync may take for the next one to be done on the loop."""
 
@@ -173,6 +172,8 @@ class RaftNode:
 
     def _dispatch(self, messages: Sequence[Message]) -> None:
         """Appends first: the disk gets the next batch before this thread applies the last one."""
+        if failpoint.active:
+            failpoint.hit("raftBeforeLeaderSend" if self.is_leader else "raftBeforeFollowerSend")
         apply = None
         for message in messages:
             if message.to == LOCAL_APPEND_THREAD:
@@ -204,10 +205,10 @@ class RaftNode:
     def _is_alone(self) -> bool:
         """Whether nobody depends on this member's heartbeats.
 
-        Then a single entry may be written right here: for one client that waits for each answer, two
-        changes of thread cost as much as the sync itself. While it runs nothing else is served, so
-        it is done only as long as syncs are quick, and what arrives meanwhile makes a larger batch,
-        which goes to the thread.
+        Then a single entry may be written right here: to one client that waits for each answer,
+        two changes of thread cost as much as the sync itself. While it runs nothing else is
+        served, so it is done only as long as syncs are quick, and what arrives meanwhile makes a
+        larger batch, which goes to the thread.
         """
         return self._applier.conf_state.voters == (self._id,)
 
@@ -251,5 +252,7 @@ class RaftNode:
         started = perf_counter()
         counts = self._applier.apply(message.entries, self._node.apply_conf_change)
         self._observer.applied(counts, perf_counter() - started)
+        if failpoint.active:
+            failpoint.hit("raftBeforeAdvance")
         for response in message.responses:
             self._node.step(response)

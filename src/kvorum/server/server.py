@@ -50,6 +50,8 @@ from kvorum.types import Index, MemberID, Revision, Term
 from kvorum.wal import WALError, WriteTimes
 
 SWEEP_INTERVAL: Final = 0.5
+MAX_UNCOMMITTED: Final = 500_000
+"""Operations that the backend may have in memory only, while its disk is slower than the log's."""
 GRPC_OVERHEAD: Final = 512 * 1024
 """Bytes by which a gRPC message may exceed ``--max-request-bytes``, as in etcd."""
 
@@ -306,6 +308,7 @@ class Server:
         """A batch was applied: show it to those who watch, and start what it made necessary."""
         store = self.store
         self._metrics.applied(counts, seconds)
+        self.proposer.crowded = self.backend.pending_ops > MAX_UNCOMMITTED
         if store.changes:
             changes, store.changes = store.changes, []
             self.hub.notify(changes)
@@ -353,6 +356,7 @@ class Server:
             applier.conf_changed = False
 
     def _after_commit(self) -> None:
+        self.proposer.crowded = False
         self.quota.refresh()
         if self.backend.commits > self._frozen_after:  # else the next one is under way already
             index, term, conf_state = self._frozen

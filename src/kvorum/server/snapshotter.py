@@ -96,6 +96,8 @@ class SnapshotTaker:
         if isinstance(result, BaseException):
             self._failed(result)
             return
+        if failpoint.active:
+            failpoint.hit("raftBeforeWALSaveSnaphot")
         batch = self._wal.encode_snapshot(SnapshotRecord.of(snapshot.metadata))
         self._disk.submit(
             lambda: self._wal.write(batch), lambda result: self._recorded(snapshot, result)
