@@ -98,6 +98,8 @@ class CrashRun:
     def read_log(self, revision: int) -> list[Event]:
         """Every event that is not compacted, up to ``revision``."""
         everything = Watched("log", b"\0", b"\xff" * 4, self.compacted + 1)
+        if revision <= max(1, self.compacted):
+            return []
         watcher = Watcher(self.member.endpoint, everything)
         watcher.wait_revision(revision, READ_SECONDS)
         watcher.close()

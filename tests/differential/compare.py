@@ -96,6 +96,7 @@ class Comparer:
     def _normalise(self, step: Step, response: Any, rules: _Rules) -> None:
         if step.path == RANGE.path:
             _normalise_range(step.parsed(), response, rules)
+            self.hashes.note_count(step.parsed(), response)
         elif step.path == TXN.path:
             _normalise_txn(step.parsed(), response, rules)
         elif step.path == LEASE_LEASES.path:

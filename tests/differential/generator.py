@@ -97,7 +97,8 @@ class Generator:
         keep = at.rng.choice([0, 1, at.rng.randint(0, 50), at.rng.randint(0, max(1, span))])
         revision = max(at.compacted + 1, at.revision - keep)
         steps = [touch for watch in at.watches for touch in self._touch(watch)]
-        steps.append(_call(HASH_KV, pb.HashKVRequest(revision=revision)))
+        count = pb.RangeRequest(key=b"\0", range_end=b"\0", revision=revision, count_only=True)
+        steps += [_call(RANGE, count), _call(HASH_KV, pb.HashKVRequest(revision=revision))]
         compaction = pb.CompactionRequest(revision=revision, physical=at.chance(50))
         steps += [_call(COMPACT, compaction), _call(HASH_KV, pb.HashKVRequest())]
         return [*steps, _call(HASH_KV, pb.HashKVRequest(revision=revision))]
