@@ -375,8 +375,20 @@ FLOODS = [
     Case("rapid reset", rapid_reset, "ENHANCE_YOUR_CALM", limits=SMALL),
     Case("made-you-reset", made_you_reset, "ENHANCE_YOUR_CALM", limits=SMALL),
     Case(
-        "frames on closed streams",
-        lambda w: w.head(1, "/t.S/Nope") + w.data(1, b"x") * 12,
+        "DATA on closed streams",
+        lambda w: b"".join(w.request(sid) + w.data(sid, b"x") for sid in range(1, 25, 2)),
+        "ENHANCE_YOUR_CALM",
+        limits=SMALL,
+    ),
+    Case(
+        "heads on closed streams",
+        lambda w: w.head(1, "/t.S/Nope") + w.head(1, "/t.S/Nope") * 12,
+        "ENHANCE_YOUR_CALM",
+        limits=SMALL,
+    ),
+    Case(
+        "resets of closed streams",
+        lambda w: w.request(1) + frames.rst_stream(1, 8) * 12,
         "ENHANCE_YOUR_CALM",
         limits=SMALL,
     ),
@@ -464,6 +476,15 @@ def test_floods_are_counted_by_time() -> None:
         wire.now += 1.0
         assert wire.send(frames.settings({})) == ["SETTINGS 0 ACK"]
     assert not wire.conn.closed
+
+
+def test_a_client_that_calls_what_is_not_there_is_no_attacker() -> None:
+    """Its bodies come after the answer, and are passed over."""
+    wire = Wire(limits=SMALL)
+    for sid in range(1, 2001, 2):
+        assert len(wire.send(wire.request(sid, path="/t.S/Nope"))) == 2
+    assert not wire.conn.closed
+    assert not wire.conn._lingering
 
 
 def test_resets_within_bounds_cost_nothing() -> None:

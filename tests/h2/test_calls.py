@@ -839,8 +839,8 @@ def test_the_server_pings_a_silent_client_and_then_cuts_it() -> None:
 def test_draining_lets_calls_finish() -> None:
     wire = Wire()
     wire.send(wire.request(1, path=HOLD))
-    wire.conn.drain()
-    wire.conn.drain()
+    wire.conn.drain(wire.now)
+    wire.conn.drain(wire.now)
     lines = wire.flush()
     assert lines[0] == "GOAWAY 0 last=2147483647 NO_ERROR"
     assert lines[1].startswith("PING 0 ")
@@ -859,7 +859,7 @@ def test_draining_lets_calls_finish() -> None:
 def test_draining_does_not_wait_for_a_deaf_client() -> None:
     wire = Wire()
     wire.send(wire.request(1, path=HOLD))
-    wire.conn.drain()
+    wire.conn.drain(wire.now)
     wire.flush()
     assert wire.tick(4.9) == []
     assert wire.tick(0.2) == ["GOAWAY 0 last=1 NO_ERROR"]
@@ -867,7 +867,7 @@ def test_draining_does_not_wait_for_a_deaf_client() -> None:
 
 def test_an_idle_connection_is_drained_at_once() -> None:
     wire = Wire(greet=False)
-    wire.conn.drain()
+    wire.conn.drain(wire.now)
     assert wire.flush()[-1] == "GOAWAY 0 last=0 NO_ERROR"
     assert wire.conn.closed
 

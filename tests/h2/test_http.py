@@ -329,11 +329,11 @@ def test_time_does_not_pass_while_the_handler_works() -> None:
 
 def test_draining() -> None:
     idle = Http1Wire()
-    idle.conn.drain()
+    idle.conn.drain(idle.now)
     assert idle.conn.closed
     busy = Http1Wire()
     busy.send(b"GET /keep HTTP/1.1\r\n" + HOST + b"\r\n")
-    busy.conn.drain()
+    busy.conn.drain(busy.now)
     assert not busy.conn.closed
     busy.kept[0].begin(200, [], 0)
     busy.kept[0].end()

@@ -36,6 +36,8 @@ _UNREAD_MESSAGES: Final = 64
 """Messages a stream holds for a slow reader before it stops the server."""
 _BACKLOG: Final = 256 * 1024
 """Bytes of a stream not yet sent before ``send`` waits."""
+_ATTEMPTS: Final = 3
+"""For a unary call that the server refuses without looking at it."""
 _WAITING_CALLS: Final = 10_000
 """Calls that wait for a connection or a free stream; more fail at once."""
 
@@ -114,7 +116,7 @@ class Channel:
 
     While there is no connection, a call waits for the attempt under way, and fails with
     UNAVAILABLE if that fails (``wait_for_ready=True``: goes on waiting, up to its timeout). A call
-    that the server has certainly not seen is tried once more on the next connection.
+    that the server has certainly not seen is tried again, twice at most.
     """
 
     def __init__(
@@ -169,7 +171,7 @@ class Channel:
     ) -> bytes:
         """One message there, one back. Raises RpcError."""
         deadline = None if timeout is None else self._loop.time() + timeout
-        while True:
+        for attempt in range(_ATTEMPTS):
             conn = self._ready()
             if conn is None:
                 conn = await self._connection(deadline, wait_for_ready)
@@ -182,9 +184,10 @@ class Channel:
                 call.rpc.cancel()
                 raise
             except RpcError:
-                if not call.rpc.unprocessed:
+                if not call.rpc.unprocessed or attempt + 1 == _ATTEMPTS:
                     raise
                 timeout = self._left(deadline)
+        raise AssertionError("not reached")
 
     async def stream(
         self,
@@ -357,6 +360,14 @@ class Channel:
             self._retry_at = self._loop.time() + self._backoff.next()
         self.changed()
 
+    def vacant(self) -> None:
+        """One more call may be started: the first that waits looks again."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
     def changed(self) -> None:
         """Something happened to the connection: whoever waits looks again."""
         waiters, self._waiters = self._waiters, deque()
@@ -457,6 +468,7 @@ class StreamCall:
         """Send a message; waits while too much is unsent. RpcError if the call is over."""
         if self._status is not None:
             self._raise()
+            raise RpcError(Code.CANCELLED, "the server has already ended the call")
         self.rpc.send(message)
         while self.rpc.backlog > _BACKLOG and self._status is None:
             self._writer = self._loop.create_future()

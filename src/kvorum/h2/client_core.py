@@ -310,8 +310,11 @@ class Owner(Protocol):
     def settled(self) -> None:
         """Calls may be started now."""
 
+    def vacant(self) -> None:
+        """A call has ended, so that there may be room for one more."""
+
     def changed(self) -> None:
-        """There is room for more calls, or none may be started any more."""
+        """No more calls may be started."""
 
     def lost(self, core: ClientConnection) -> None:
         """The connection has ended."""
@@ -405,10 +408,8 @@ class ClientConnection(Endpoint):
             stream.lose(text, unprocessed=True)
 
     def forget(self, stream: Stream) -> None:
-        full = self.full
         super().forget(stream)
-        if full:
-            self._owner.changed()
+        self._owner.vacant()
         if self.went_away and self.quiet:
             self.wake()
 

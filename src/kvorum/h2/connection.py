@@ -109,7 +109,8 @@ class Endpoint:
             if used or not self._rest:
                 self._rest_since = now
             self._rest = data[used:] if used < len(data) else b""
-            self._after_frames()
+            if not self.closed:
+                self._after_frames()
         except ConnectionFault as fault:
             self.terminate(fault)
 
@@ -310,12 +311,18 @@ class Endpoint:
         # The peer counted these, so we must: windows and header tables are of the connection.
         if kind == DATA:
             self._take_window(len(payload))
+            if not payload:
+                self.count_nuisance("empty DATA frames")
+            if flags & END_STREAM:
+                self._lingering.pop(sid, None)
         elif kind == HEADERS:
             self._head(flags, sid, payload)
             return
+        elif kind == RST_STREAM:
+            self.count_reset()
+            self._lingering.pop(sid, None)
         if verdict.action is Action.STREAM_ERROR:
             raise StreamFault(sid, verdict.code, f"{FRAME_NAMES[kind]}: {verdict.section}")
-        self.count_nuisance("frames on closed streams")
 
     def _take_window(self, size: int) -> None:
         self.recv_left -= size

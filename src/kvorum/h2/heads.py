@@ -84,6 +84,7 @@ class RequestHead:
     """
 
     __slots__ = (
+        "_base",
         "_metadata",
         "content_length",
         "fast",
@@ -104,6 +105,7 @@ class RequestHead:
         self.timeout: float | None = None
         self.gzip = False
         self.content_length: int | None = None
+        self._base: RequestHead | None = None
         self._metadata: list[tuple[str, str]] | None = None
 
     def with_timeout(self, timeout: float) -> RequestHead:
@@ -115,7 +117,7 @@ class RequestHead:
         twin.timeout = timeout
         twin.gzip = self.gzip
         twin.content_length = self.content_length
-        twin._metadata = self._metadata
+        twin._base = self
         return twin
 
     @property
@@ -124,6 +126,8 @@ class RequestHead:
 
         -bin values are decoded; their bytes are the str's characters (latin-1).
         """
+        if self._base is not None:
+            return self._base.metadata
         found = self._metadata
         if found is None:
             found = self._metadata = [_metadata_pair(f) for f in self.fields if _is_metadata(f[0])]

@@ -139,7 +139,8 @@ class Http1Connection:
         self._lose_source()
         return self._answer is not None
 
-    def drain(self) -> None:
+    def drain(self, now: float) -> None:
+        self._now = now
         self._draining = True
         if self._answer is None and not self._waiting:
             self.closed = True

@@ -20,8 +20,8 @@ class Limits:
     """Largest request message. etcd: --max-request-bytes (1.5 MiB) plus 512 KiB."""
 
     max_concurrent_streams: int = 2**32 - 1
-    """Open calls a connection may have; etcd's --max-concurrent-streams, unlimited by default.
-    ``STREAM_CEILING`` holds in any case."""
+    """Open calls a connection may have; etcd's --max-concurrent-streams, unlimited by default (so
+    is 0, as in grpc-go). ``STREAM_CEILING`` holds in any case."""
 
     # --- frames and heads -----------------------------------------------------------------------
     max_frame_size: int = 16 * KIB
@@ -67,10 +67,11 @@ class Limits:
     """A socket that takes no byte for so long is cut. grpc-go relies on TCP_USER_TIMEOUT, 20 s."""
 
     # --- abuse ----------------------------------------------------------------------------------
-    reset_burst: int = 1000
-    reset_rate: float = 100.0
+    reset_burst: int = 2000
+    reset_rate: float = 1000.0
     """Streams reset by the peer, or by us for its faults (CVE-2023-44487, CVE-2025-8671).
-    nghttp2: burst 1000, 33 a second; we allow more as grpc clients reset on every deadline."""
+    nghttp2: burst 1000, 33 a second. We allow more, as grpc clients reset on every deadline, and
+    an overloaded member must not lose its clients' connections on top; an attack has 100,000."""
 
     nuisance_burst: int = 1000
     nuisance_rate: float = 100.0

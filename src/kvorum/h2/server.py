@@ -6,6 +6,7 @@ import asyncio
 import socket as sockets
 import ssl as tls
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Protocol, cast
 
 from kvorum.h2.call import Call
@@ -38,7 +39,7 @@ class _Core(Protocol):
     def release(self) -> None: ...
     def lost(self) -> None: ...
     def finish(self) -> bool: ...
-    def drain(self) -> None: ...
+    def drain(self, now: float) -> None: ...
     def tick(self, now: float) -> None: ...
 
 
@@ -61,7 +62,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._server.links.add(self)
+        self._server.link_made(self)
 
     def data_received(self, data: bytes) -> None:
         server = self._server
@@ -189,7 +190,7 @@ class Link(asyncio.Protocol):
         if self._core is None:
             self.transport.close()
         else:
-            self._core.drain()
+            self._core.drain(self._time())
             self.flush()
 
     def sweep(self, now: float) -> None:
@@ -253,6 +254,8 @@ class GrpcServer:
         self.bytes_out = 0
         self._deadlines = Deadlines(self._arm)
         self._timer: asyncio.TimerHandle | None = None
+        self._report = report
+        self._draining = False
         self._responder = Responder(http_handler, report)
         http = self.run_http if http_handler is not None else None
         self.service = Service(methods, self._deadlines, http=http, report=report)
@@ -312,10 +315,10 @@ class GrpcServer:
         return Link(self)
 
     def _sweep(self) -> None:
+        self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
         now = self.loop.time()
         for link in list(self.links):
-            link.sweep(now)
-        self._sweeper = self.loop.call_later(_SWEEP, self._sweep)
+            self._guarded(link, partial(link.sweep, now))
 
     # --- output given outside of a read ---------------------------------------------------------
 
@@ -328,7 +331,17 @@ class GrpcServer:
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
         for link in dirty:
-            link.flush()
+            self._guarded(link, link.flush)
+
+    def _guarded(self, link: Link, work: Callable[[], None]) -> None:
+        """A bug that shows on one connection ends that one; the others must go on."""
+        try:
+            work()
+        except Exception as error:
+            link.transport.abort()
+            if self._report is None:
+                raise
+            self._report(error)
 
     # --- deadlines ------------------------------------------------------------------------------
 
@@ -352,6 +365,11 @@ class GrpcServer:
 
     # --- the end --------------------------------------------------------------------------------
 
+    def link_made(self, link: Link) -> None:
+        self.links.add(link)
+        if self._draining:  # accepted just before listening stopped
+            link.transport.close()
+
     def link_gone(self) -> None:
         if not self.links:
             self._emptied.set()
@@ -363,6 +381,7 @@ class GrpcServer:
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a bound, not a cancel
         """Take no new connections or calls, let those under way finish; False if ``timeout``
         seconds were not enough. ``close`` must follow."""
+        self._draining = True
         self.stop_listening()
         self._emptied.clear()
         for link in list(self.links):

@@ -63,7 +63,7 @@ class ServerConnection(Endpoint):
         self.peer = peer
         self.secure = secure
         self.certificate = certificate
-        self.max_streams = min(limits.max_concurrent_streams, STREAM_CEILING)
+        self.max_streams = min(limits.max_concurrent_streams or STREAM_CEILING, STREAM_CEILING)
         self.accepting = True
         self._heads: dict[bytes, RequestHead] = {}
         self._preface_left = PREFACE
@@ -153,8 +153,10 @@ class ServerConnection(Endpoint):
                             self.handler_failed(stream, error)
                         pos = stop
                         continue
+            if self.closed:
+                break
             used = self._frame_at(data, pos, end)
-            if not used or self.closed:
+            if not used:
                 break
             pos = used
             if self._assembly.sid:
@@ -333,12 +335,17 @@ class ServerConnection(Endpoint):
         if self._strikes > MAX_PING_STRIKES:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
 
-    def drain(self) -> None:
+    def lost(self) -> None:
+        self.accepting = False
+        super().lost()
+
+    def drain(self, now: float) -> None:
         """Ask the peer to go elsewhere. Calls already under way are still accepted until it has
         seen that (RFC 9113 section 6.8: two GOAWAY frames), then ``closed`` follows the last."""
         if self._draining or self.closed:
             return
         self._draining = True
+        self.now = now
         if not self.settled:
             self._go_away()
             return
