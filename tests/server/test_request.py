@@ -30,7 +30,7 @@ def test_ids_count_up_within_the_members_share(member: int, ms: int, calls: int)
         last = ids.next()
         assert last >> 48 == member & 0xFFFF
         parsed = pb.RequestHeader.FromString(b"\x08" + ids.encode(last))
-        assert parsed.ID == last
+        assert last == parsed.ID
     assert last & ((1 << 48) - 1) == ((ms & ((1 << 40) - 1)) << 8) + min(calls, 3)
 
 

@@ -443,7 +443,6 @@ def compare_once(state: State, model: Model, request: pb.TxnRequest) -> bool:
     return False
 
 
-@pytest.mark.xfail(strict=True, reason="an unknown lease is met after the first write has happened")
 def test_a_lease_that_is_gone_cannot_stop_a_transaction_half_way(tmp_path: Path) -> None:
     """etcd loads a pair whose lease is unknown, and so do we; a put may then keep that lease."""
     with open_state(tmp_path) as state:

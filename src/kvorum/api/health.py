@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvorum.api.unary import parse_stream_message, unary
+from kvorum.api.unary import one_request, unary
 from kvorum.errors import Code
 from kvorum.h2 import Call, Method
 from kvorum.pb import healthpb
@@ -48,10 +48,7 @@ class HealthService:
         call.reply(response.SerializeToString())
 
     def watch(self, call: Call) -> None:
-        def start(message: bytes) -> None:
-            request = parse_stream_message(call, healthpb.HealthCheckRequest, message)
-            if request is None:
-                return
+        def start(request: healthpb.HealthCheckRequest) -> None:
             if request.service:
                 unknown = healthpb.HealthCheckResponse.SERVICE_UNKNOWN
                 call.send(healthpb.HealthCheckResponse(status=unknown).SerializeToString())
@@ -59,5 +56,5 @@ class HealthService:
             self._watchers[id(call)] = lambda: call.send(self._status().SerializeToString())
             self._watchers[id(call)]()
 
-        call.on_message = start
+        one_request(call, healthpb.HealthCheckRequest, start)
         call.on_cancel = lambda: self._watchers.pop(id(call), None) and None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from kvorum import errors, failpoint
-from kvorum.api.unary import parse_stream_message, unary
+from kvorum.api.unary import one_request, unary
 from kvorum.api.validate import (
     RangeStreamFiltersUnsupported,
     RangeStreamUnsupported,
@@ -104,26 +104,19 @@ class KVService:
         self._propose("compaction", message, request, caller)
 
     def range_stream(self, call: Call) -> None:
-        def start(message: bytes) -> None:
-            request = parse_stream_message(call, pb.RangeRequest, message)
-            if request is None:
-                return
-            try:
-                check_range(request)
-                if not has_default_order(request):
-                    raise RangeStreamUnsupported
-                if has_revision_filters(request):
-                    raise RangeStreamFiltersUnsupported
-            except EtcdError as error:
-                fail(call, error)
-                return
-            stream = _RangeStream(self, call, request)
-            if request.serializable:
-                stream.start()
-            else:
-                self._read(lambda _request, _caller: stream.start(), request, call)
+        one_request(call, pb.RangeRequest, lambda request: self._start_stream(call, request))
 
-        call.on_message = start
+    def _start_stream(self, call: Call, request: pb.RangeRequest) -> None:
+        check_range(request)
+        if not has_default_order(request):
+            raise RangeStreamUnsupported
+        if has_revision_filters(request):
+            raise RangeStreamFiltersUnsupported
+        stream = _RangeStream(self, call, request)
+        if request.serializable:
+            stream.start()
+        else:
+            self._read(lambda _request, _caller: stream.start(), request, call)
 
     def next_chunk(self, request: pb.RangeRequest) -> tuple[pb.RangeResponse, int]:
         """One chunk, decoded, and its size."""

@@ -85,11 +85,17 @@ class LeaseService:
         except errors.LeaseNotFound:
             call.send(head)
         except LeaseExpired:
-            self._lessor.when_gone(lease, lambda why: self._gone(call, head, why))
+            self._await_end(call, lease, head)
         except CheckpointFirst:
             self._checkpoint(call, lease, head)
         except NotPrimary:
             fail(call, errors.NoLeader())
+
+    def _await_end(self, call: Call, lease: LeaseID, head: bytes) -> None:
+        try:
+            self._lessor.when_gone(lease, lambda why: self._gone(call, head, why))
+        except errors.RequestTooManyRequests as error:
+            fail(call, error)
 
     def _gone(self, call: Call, head: bytes, why: Exception) -> None:
         if isinstance(why, errors.LeaseNotFound):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from kvorum import errors, failpoint
-from kvorum.alarm import AlarmStore
+from kvorum.alarm import AlarmStore, alarm_name
 from kvorum.errors import EtcdError
 from kvorum.lease.lessor import Lessor
 from kvorum.log import get_logger
@@ -243,7 +243,7 @@ class Applier:
             changed = self._alarms.get(request.alarm)
         elif request.action == pb.AlarmRequest.ACTIVATE and request.alarm != pb.NONE:
             changed = [self._alarms.activate(member, request.alarm)]
-            lg.warn("alarm raised", alarm=pb.AlarmType.Name(request.alarm), member_id=f"{member:x}")
+            lg.warn("alarm raised", alarm=alarm_name(request.alarm), member_id=f"{member:x}")
         elif request.action == pb.AlarmRequest.DEACTIVATE:
             gone = self._alarms.deactivate(member, request.alarm)
             changed = [gone] if gone is not None else []
