@@ -5,7 +5,8 @@ path of a request, ``server`` for the sockets.
 """
 
 from kvorum.h2.call import Call
-from kvorum.h2.channel import Backoff, Channel, StreamCall
+from kvorum.h2.channel import Backoff, Channel
+from kvorum.h2.client_calls import StreamCall
 from kvorum.h2.http import HttpHandler, HttpRequest, HttpResponse
 from kvorum.h2.limits import Limits
 from kvorum.h2.method import Method
