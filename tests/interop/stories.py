@@ -154,7 +154,7 @@ WATCH = [
     run("watch", "watch/", "--prefix", "--rev=1", lines=12),
     run("watch", "watch/", "--prefix", "--rev=1", "--prev-kv", lines=16),
     run("watch", "watch/a", "--rev=1", "-w", "json", lines=1),
-    run("watch", "watch/a", "--rev=1", "-w", "fields", lines=22),
+    run("watch", "watch/a", "--rev=1", "-w", "fields", lines=25),
     run("watch", "watch/a", "watch/z", "--rev=1", lines=12),
     run("watch", "watch/z", "watch/a", "--rev=1"),
     run("watch", "-i", stdin="watch watch/a --rev=1\n", lines=9),
