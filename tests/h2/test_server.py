@@ -391,6 +391,8 @@ def test_uploads_larger_than_memory_should_hold() -> None:
             await client.writer.drain()
             client.writer.transport.abort()
             await until(lambda: site.lost_uploads == 1)
+            await until(lambda: site.server.connections == 0)
+            assert not site.reports
 
     run(story())
 

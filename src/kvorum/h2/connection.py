@@ -292,7 +292,7 @@ class Endpoint:
         if VERDICTS[kind << STATE_BITS | state].action is Action.ACCEPT:
             _HANDLERS[kind](self, flags, sid, payload)
         else:
-            self._refuse(kind, flags, sid, payload, state)
+            self._refuse(kind, flags, sid, payload, state=state)
 
     def _check_size(self, kind: int, sid: int, payload: bytes) -> None:
         size = SIZES.get(kind)
@@ -303,7 +303,7 @@ class Endpoint:
             raise StreamFault(sid, ErrorCode.FRAME_SIZE_ERROR, reason)
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, reason)
 
-    def _refuse(self, kind: int, flags: int, sid: int, payload: bytes, state: State) -> None:
+    def _refuse(self, kind: int, flags: int, sid: int, payload: bytes, *, state: State) -> None:
         """Act on a frame that the table does not allow."""
         verdict = VERDICTS[kind << STATE_BITS | state]
         if verdict.action is Action.CONNECTION_ERROR:

@@ -288,7 +288,7 @@ class Http1Connection:
         """Answer outside of any request, and end the connection."""
         body = response.body
         assert isinstance(body, bytes)
-        head = _head("1.1", response.status, response.headers, len(body), "close")
+        head = _head(response.status, response.headers, len(body), "close")
         self._out.append(head + body)
         self.closed = True
         self._notify()
@@ -317,8 +317,8 @@ class Http1Connection:
             self._wake()
 
 
-def _head(version: str, status: int, headers: Headers, length: int | None, last: str) -> bytes:
-    lines = [f"HTTP/{version} {status} {reason(status)}"]
+def _head(status: int, headers: Headers, length: int | None, last: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} {reason(status)}"]
     lines += [f"{name}: {value}" for name, value in headers]
     if status not in _BODILESS:
         lines.append(
@@ -350,7 +350,7 @@ class _Http1Answer:
         if self._chunked and self._old:
             self._keep = False  # the end of the connection is the end of the body
         last = "close" if not self._keep else "keep-alive" if self._old else ""
-        head = _head("1.1", status, headers, length, last)
+        head = _head(status, headers, length, last)
         if self._chunked and self._old:
             head = head.replace(b"transfer-encoding: chunked\r\n", b"")
         self._bodiless = self._bodiless or status in _BODILESS

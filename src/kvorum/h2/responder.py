@@ -58,6 +58,9 @@ class Responder:
     async def _await(self, answer: Answer, result: Awaitable[HttpResponse]) -> None:
         try:
             response = await result
+        except ConnectionError:
+            answer.abort()  # the client is gone; nobody is to blame
+            return
         except Exception as error:
             self._failed(answer, error)
             return
