@@ -198,6 +198,94 @@ def test_sending_waits_for_the_server() -> None:
     against_site(story)
 
 
+def test_a_client_stream_wants_one_answer() -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        for never in ():
+            yield never
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(0)
+            yield b"7"
+
+    async def story(site: Site, channel: Channel) -> None:
+        with pytest.raises(RpcError, match="not one response message"):
+            await channel.client_stream("/t.S/Echo", nothing())
+        # The server ends the call while the client would go on for ever.
+        with pytest.raises(RpcError, match="UNIMPLEMENTED"):
+            await channel.client_stream("/t.S/None", endless())
+
+    against_site(story)
+
+
+def test_a_cancelled_stream() -> None:
+    async def story(site: Site, channel: Channel) -> None:
+        call = await channel.stream("/t.S/Echo")
+        await call.send(b"x")
+        assert await call.recv() == b"x"
+        call.cancel()
+        call.cancel()
+        with pytest.raises(RpcError, match="CANCELLED: context canceled"):
+            await call.recv()
+        await until(lambda: len(site.cancelled) == 1)
+
+    against_site(story)
+
+
+def test_sending_after_the_servers_end() -> None:
+    async def story(site: Site, channel: Channel) -> None:
+        call = await channel.stream("/t.S/Count")
+        await call.send(b"2 0")
+        assert [await call.recv() for _ in range(3)] == [b"1", b"0", None]
+        with pytest.raises(RpcError, match="already ended"):
+            await call.send(b"2 0")
+
+    against_site(story)
+
+
+def test_a_connection_without_ids_left_is_replaced() -> None:
+    async def story(site: Site, channel: Channel) -> None:
+        assert await channel.unary("/t.S/Now", b"1") == b"1"
+        next(iter(channel.links)).core._next_sid = 2**31 - 1
+        assert await channel.unary("/t.S/Now", b"2") == b"2"
+        assert await channel.unary("/t.S/Now", b"3") == b"3"
+        await until(lambda: len(channel.links) == 1)
+        assert next(iter(channel.links)).core._next_sid == 3
+
+    against_site(story)
+
+
+def test_calls_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvorum.h2.channel._WAITING_CALLS", 3)
+
+    async def script(server: FakePeer) -> None:
+        await server.to_the_end()
+
+    async def story(server: FakeServer, channel: Channel) -> None:
+        waiting = [
+            asyncio.ensure_future(channel.unary("/t.S/Now", b"", timeout=0.1)) for _ in range(3)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(RpcError, match="RESOURCE_EXHAUSTED: too many calls wait"):
+            await channel.unary("/t.S/Now", b"")
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all("DEADLINE_EXCEEDED" in str(result) for result in results)
+
+    against_fake(script, story)
+
+
+def test_many_different_calls_are_all_right() -> None:
+    """More heads than are remembered."""
+
+    async def story(site: Site, channel: Channel) -> None:
+        for number in range(300):
+            more = [("n", str(number))]
+            assert await channel.unary("/t.S/Now", b"x", metadata=more) == b"x"
+        assert len(channel._blocks) <= 256
+
+    against_site(story)
+
+
 # --- connections ---------------------------------------------------------------------------------
 
 
@@ -300,6 +388,7 @@ NOT_RIGHT = [
     (frames.frame(DATA, 0, 1, grpc(b"x")), 13, "RST_STREAM with error code: PROTOCOL_ERROR"),
     (head(1, *OK) + head(1, *OK), 13, "PROTOCOL_ERROR"),
     (head(1, (b":status", b"abc")), 13, "PROTOCOL_ERROR"),
+    (head(1, *OK, *[(b"x-large", b"y" * 7000)] * 2), 13, "FRAME_SIZE_ERROR"),
     (head(1, *OK, *REFUSAL, end=True), 7, "a b%zz"),
     (head(1, *OK, (b"grpc-status", b"x"), end=True), 2, ""),
     (frames.rst_stream(1, ErrorCode.CANCEL), 1, "RST_STREAM with error code: CANCEL"),
@@ -328,7 +417,7 @@ def test_answers_that_are_not_right(answer: bytes, code: int, text: str) -> None
         assert caught.value.code == code
         assert text in caught.value.message
 
-    against_fake(script, story)
+    against_fake(script, story, replace(CLIENT_LIMITS, max_header_list=10_000))
 
 
 def test_an_informational_head_is_skipped() -> None:

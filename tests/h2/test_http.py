@@ -589,6 +589,6 @@ def test_text_answers_look_like_gos() -> None:
     }
 
 
-def test_the_helper_decodes_with_another_library() -> None:
+def test_answers_are_decoded_with_another_library() -> None:
     """What the tests compare with is not our own decoder."""
     assert isinstance(Wire().reader._decoder, hpack.Decoder)

@@ -14,7 +14,7 @@ import pytest
 from h2site import Site, run, serving, until
 from h2wire import Reader, Wire, answer, grpc
 
-from kvorum.h2 import Channel, GrpcServer, HttpResponse, Limits, RpcError, frames
+from kvorum.h2 import Channel, GrpcServer, HttpRequest, HttpResponse, Limits, RpcError, frames
 from kvorum.h2.http1 import Http1Connection
 from kvorum.h2.limits import MIB
 from kvorum.h2.server import Link
@@ -133,6 +133,41 @@ def test_handlers_that_wait_or_break(target: str, status: int, body: bytes) -> N
             assert int(head.split()[1]) == status
             assert await client.reader.readexactly(len(body)) == body
             assert bool(site.reports) is (status == 500)
+
+    run(story())
+
+
+def test_without_a_handler_plain_requests_are_not_found() -> None:
+    async def story() -> None:
+        server = GrpcServer({})
+        listener = await server.listen("127.0.0.1", 0)
+        client = await RawClient.connect(listener.sockets[0].getsockname()[1])
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await client.reader.readuntil(b"found\n")).startswith(b"HTTP/1.1 404 Not Found")
+        server.close()
+
+    run(story())
+
+
+def test_closing_ends_answers_under_way() -> None:
+    ended = asyncio.Event()
+
+    async def never(request: HttpRequest) -> HttpResponse:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async def story() -> None:
+        server = GrpcServer({}, never)
+        listener = await server.listen("127.0.0.1", 0)
+        client = await RawClient.connect(listener.sockets[0].getsockname()[1])
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: server._responder._tasks)
+        server.close()
+        await ended.wait()
+        assert await client.reader.read() == b""
 
     run(story())
 

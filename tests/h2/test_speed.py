@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import h2_bench
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    sys.gettrace() is not None, reason="a tracer (coverage, a debugger) slows every line"
+)
 
 
 def test_a_unary_call_takes_few_microseconds() -> None:

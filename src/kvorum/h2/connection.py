@@ -1,6 +1,6 @@
 """One end of an HTTP/2 connection without I/O: bytes go in, calls on streams and bytes come out.
 
-Contract of the seam, for whoever owns the socket:
+What whoever owns the socket must do:
 
 1. Give every piece of input to ``receive(data, now)``, in order; report the end with ``lost()``.
 2. Afterwards, and whenever ``wake`` was called, write what ``take()`` returns. ``wake`` is called
