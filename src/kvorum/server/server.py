@@ -270,12 +270,13 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.failure.done():
-            with suppress(WALError, BackendError), self._files():
-                return  # what is wrong with them was reported
-        with self._files():
-            self.raft.log_state()
-            self._disk.close()
-            await self.backend.commit()
+            with suppress(WALError, BackendError):  # what is wrong with them was reported
+                self._files().close()
+        else:
+            with self._files():
+                self.raft.log_state()
+                self._disk.close()
+                await self.backend.commit()
 
     def failed(self, error: BaseException) -> None:
         """Something happened after which nothing may be acknowledged any more."""
