@@ -136,9 +136,13 @@ class CrashRun:
         return wrong
 
     def kill(self, epoch: Epoch) -> None:
-        """SIGKILL after a random number of acknowledged writes."""
+        """SIGKILL after a random number of acknowledged writes, and a random moment more.
+
+        Without the moment the kill would always come just after an answer, hence after an fsync.
+        """
         count = self.rng.randint(1, 600)
         assert epoch.recorder.wait_acks(count, ACK_SECONDS), self.member.log_tail()
+        epoch.stop.wait(self.rng.uniform(0.0, 0.01))
         self.member.kill()
 
     def kill_while_starting(self) -> None:
