@@ -590,6 +590,32 @@ def test_a_peer_that_reads_nothing_is_cut() -> None:
     assert wire.conn.backlog == 0
 
 
+def test_a_peer_whose_windows_do_not_move_is_cut_in_the_end() -> None:
+    wire = Wire(limits=replace(LIMITS, stop_reading=10_000))
+    wire.send(frames.settings({Setting.INITIAL_WINDOW_SIZE: 0}))
+    wire.send(wire.request(1, b"x" * 15_000))
+    patience = LIMITS.write_stall_timeout
+    assert wire.tick(patience - 1) == []
+    # Any progress is enough.
+    assert wire.send(frames.window_update(1, 1))[0].startswith("DATA 1")
+    assert wire.tick(2) == []
+    assert wire.tick(patience - 3) == []
+    assert not wire.conn.closed
+    assert wire.tick(2) == []
+    assert wire.tick(patience)[-1].endswith("ENHANCE_YOUR_CALM replies are not being read")
+
+
+def test_a_small_backlog_may_wait_for_ever() -> None:
+    wire = Wire(limits=replace(LIMITS, stop_reading=10_000))
+    wire.send(frames.settings({Setting.INITIAL_WINDOW_SIZE: 0}))
+    wire.send(wire.request(1, b"x" * 9_000) + wire.request(3, b"x" * 9_000))
+    wire.send(frames.window_update(1, 10_000))
+    assert wire.conn.backlog < 10_000
+    for _ in range(20):
+        assert wire.tick(LIMITS.write_stall_timeout / 2) == []
+    assert not wire.conn.closed
+
+
 def test_one_large_reply_may_exceed_the_backlog() -> None:
     wire = Wire(limits=replace(LIMITS, max_send_backlog=1000))
     wire.send(frames.settings({Setting.INITIAL_WINDOW_SIZE: 0}))

@@ -73,6 +73,8 @@ class Endpoint:
         self.last_sid = 0
         self.ready: deque[Stream] = deque()
         self.backlog = 0
+        self._stuck_since: float | None = None
+        self._stuck_at = 0
         self.recv_backlog = 0
         # The peer's settings, at their defaults until its SETTINGS frame comes.
         self.peer_window = DEFAULT_WINDOW
@@ -513,10 +515,28 @@ class Endpoint:
 
     def check_backlog(self, alone: bool) -> None:
         """After more was queued; ``alone`` if nothing was queued before."""
-        if self.backlog > self.limits.max_send_backlog and not alone:
-            self.terminate(
-                ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "replies are not being read")
-            )
+        limits = self.limits
+        if self.backlog > limits.max_send_backlog and not alone:
+            self.terminate(_unread())
+        elif self.backlog > limits.stop_reading and self._stuck_since is None:
+            self._stuck_since = self.now
+            self._stuck_at = self.data_sent
+            self.set_check(self.now + limits.write_stall_timeout)
+
+    def _watch_backlog(self, since: float) -> None:
+        """Much has been waiting ``since`` then: has the peer's window let any of it go?"""
+        limits = self.limits
+        if self.backlog <= limits.stop_reading:
+            self._stuck_since = None
+            return
+        if self.data_sent != self._stuck_at:
+            self._stuck_since = since = self.now
+            self._stuck_at = self.data_sent
+        due = since + limits.write_stall_timeout
+        if due <= self.now:
+            self.terminate(_unread())
+        else:
+            self.set_check(due)
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -534,6 +554,8 @@ class Endpoint:
         self._await_rest(self._assembly.since, "head not completed")
         if self._rest:
             self._await_rest(self._rest_since, "frame not completed")
+        if self._stuck_since is not None:
+            self._watch_backlog(self._stuck_since)
 
     def _await_rest(self, since: float, what: str) -> None:
         due = since + self.limits.header_timeout
@@ -541,6 +563,10 @@ class Endpoint:
             self.terminate(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, what))
         else:
             self.set_check(due)
+
+
+def _unread() -> ConnectionFault:
+    return ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "replies are not being read")
 
 
 _HANDLERS: Final[dict[int, Callable[[Endpoint, int, int, bytes], None]]] = {

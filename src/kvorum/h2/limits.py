@@ -58,7 +58,8 @@ class Limits:
     connection is cut. One message alone may be larger: a range is as large as its answer."""
 
     stop_reading: int = 4 * MIB
-    """Unsent bytes beyond which we read no more from a peer whose socket is full."""
+    """Unsent bytes that are too many: of a peer whose socket is full we read no more, and one
+    whose windows do not move for ``write_stall_timeout`` is cut."""
 
     send_low_water: int = 32 * KIB
     """on_writable fires when a stream's backlog has shrunk to this."""
