@@ -190,6 +190,7 @@ def _restart(
         cluster = _restore_cluster(log, backend)
         applied, term = read_applied(backend)
         _check_agreement(log, start, applied)
+        _check_auth(backend)
         if applied or log.entries or start != START:
             storage = _fill_storage(log, start, cluster, applied)
         else:  # the first start was cut off between making the log and its first entry
@@ -277,6 +278,15 @@ def _check_agreement(log: ReadResult, start: SnapshotRecord, applied: Index) -> 
         raise BadDataDirectory(
             f"the database ends at entry {applied}, before the snapshot at entry {start.index}:"
             " it is not the database of this log"
+        )
+
+
+def _check_auth(backend: Backend) -> None:
+    """What users must not see may not be shown because we know no users yet."""
+    if backend.get("auth", b"authEnabled") == b"\x01":
+        raise BadDataDirectory(
+            "authentication is enabled in the database, and this version has none: disable it with"
+            " etcd before the data directory is taken over"
         )
 
 

@@ -28,6 +28,7 @@ from kvorum.server.autocompact import AutoCompactor
 from kvorum.server.bootstrap import Booted, bootstrap
 from kvorum.server.compaction import Compactions
 from kvorum.server.diskthread import DiskThread
+from kvorum.server.errors import BadDataDirectory
 from kvorum.server.expiry import INTERVAL as EXPIRY_INTERVAL
 from kvorum.server.expiry import LeaseExpiry
 from kvorum.server.header import HeaderWriter
@@ -229,8 +230,19 @@ class Server:
     # Starting and stopping
 
     def start(self) -> None:
-        """Replay what the backend does not hold yet, take part in consensus, begin the upkeep."""
+        """Replay what the backend does not hold yet, take part in consensus, begin the upkeep.
+
+        Raises:
+            BadDataDirectory: the member is not alone in its cluster.
+        """
         self.raft.start()
+        voters = self.applier.conf_state.voters
+        if voters != (self.id,):
+            names = ", ".join(f"{voter:x}" for voter in voters)
+            raise BadDataDirectory(
+                f"the data directory is that of a cluster with the voters {names}; this version"
+                " runs clusters of one"
+            )
         if self.store.compactions:
             self.compactions.start()
         self._every(self.config.tick, self.raft.tick)
