@@ -42,7 +42,7 @@ _ODD = [
     b"\xa3\x1f\xa4\x1f\x0a\x03k00",  # an unknown group
 ]
 
-_PATHS = ["/etcdserverpb.KV/Nope", "/etcdserverpb.Nothing/Range", "/v3lockpb.Lock/Steal"]
+_PATHS = ["/etcdserverpb.KV/Nope", "/etcdserverpb.Nothing/Range", "/etcdserverpb.Lease/Steal"]
 
 
 def bad_step(at: Picture) -> Step:

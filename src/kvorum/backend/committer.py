@@ -8,8 +8,10 @@ the next one.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 import lmdb
 
@@ -21,6 +23,9 @@ from kvorum.backend.worker import Worker
 
 Batches = list[tuple[Bucket, Changes]]
 """What one commit writes."""
+
+FULL: Final = 1 << 20
+"""Bytes: a disk with less than this left is full. A commit needs some pages at a time."""
 
 
 class Source(Protocol):
@@ -204,7 +209,8 @@ class Committer:
 
     def fail(self, cause: BaseException) -> None:
         """Commit nothing any more, and tell everybody."""
-        error = CommitError(f"cannot commit to the database {self._source.database.path}: {cause}")
+        path = self._source.database.path
+        error = CommitError(f"cannot commit to the database {path}: {cause}{_if_full(path)}")
         error.__cause__ = cause
         self.failure = error
         self._waiting += self._next_waiting
@@ -245,3 +251,13 @@ def _write(database: Database, batches: Batches) -> Sizes:
     if failpoint.active:
         failpoint.hit("afterCommit")
     return sizes
+
+
+def _if_full(path: Path) -> str:
+    """LMDB reports a short write as an I/O error, so whether the disk is full has to be asked."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return ""
+    full = disk.f_bavail * disk.f_frsize < FULL
+    return " (no space left on device)" if full else ""

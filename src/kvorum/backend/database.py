@@ -18,6 +18,7 @@ from typing import Final, Protocol
 import lmdb
 
 from kvorum.backend.bucket import Bucket, stored_item, stored_key
+from kvorum.backend.check import is_sound
 from kvorum.backend.errors import BackendError, CorruptError, LockedError, OpenError
 
 Changes = Mapping[bytes, bytes | None]
@@ -94,11 +95,14 @@ class Database:
 
     def _cover_all_pages(self) -> None:
         """A file that was cut off must not end the process with SIGBUS when the missing pages are
-        touched: filled up with zeros, LMDB finds them damaged. Where the missing pages are free
-        ones, which LMDB need not have written, nothing is lost."""
+        touched: it is filled up with zeros. Where the missing pages are free ones, which LMDB need
+        not have written, nothing is lost; otherwise LMDB would end the process later, so that has
+        to be found out now."""
         size = (self.env.info()["last_pgno"] + 1) * self._page
         if os.fstat(self._lock_fd).st_size < size:
             os.ftruncate(self._lock_fd, size)
+            if not is_sound(self.path):
+                raise CorruptError(f"the database {self.path} was cut off: it lacks pages in use")
 
     @property
     def map_size(self) -> int:
