@@ -16,7 +16,7 @@ run: setup
 	$(BIN)/kvorum
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/interop
 
 check: setup
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ check: setup
 
 # Other people's clients and binaries against a member.
 interop: setup
-	$(BIN)/python -m pytest tests/interop tests/differential --interop
+	$(BIN)/python -m pytest tests/interop -rs
 
 # Kills and failpoints, over and over: CYCLES=200 for a closing run.
 CYCLES ?= 50

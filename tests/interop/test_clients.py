@@ -118,6 +118,7 @@ def test_curl_reads_metrics(servers: Servers, curl: Curl) -> None:
         ("/v3/lease/timetolive", {"ID": "77"}),
     ],
 )
+@pytest.mark.xfail(reason="to come: the JSON gateway")
 def test_curl_uses_the_json_gateway(
     servers: Servers, curl: Curl, path: str, body: dict[str, Any]
 ) -> None:
@@ -202,6 +203,7 @@ def test_h2load_loses_nothing(servers: Servers, tmp_path: Path, clients: int, st
         assert client.call(RANGE, key=key).kvs[0].version == requests
 
 
+@pytest.mark.xfail(reason="to come: Maintenance.Snapshot")
 def test_a_snapshot_restores_into_a_real_etcd(
     servers: Servers, reference: Binaries, members: MemberFactory, tmp_path: Path
 ) -> None:

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from interop.ctl import Run, Side
-from interop.stories import STORIES
+from interop.stories import STORIES, TO_COME
 from support.binaries import Binaries
 from support.member import MemberFactory
 from support.rpc import ALARM, PUT, Client
@@ -46,7 +47,13 @@ def pair(
     return Pair(sides)
 
 
-@pytest.mark.parametrize("story", STORIES)
+def _story(name: str) -> ParameterSet:
+    if name not in TO_COME:
+        return pytest.param(name)
+    return pytest.param(name, marks=pytest.mark.xfail(reason=f"to come: {TO_COME[name]}"))
+
+
+@pytest.mark.parametrize("story", [_story(name) for name in STORIES])
 def test_etcdctl_prints_the_same(pair: Pair, story: str) -> None:
     for step in STORIES[story]:
         pair.play(step)
