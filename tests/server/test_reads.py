@@ -132,3 +132,18 @@ def test_closing_refuses_all(bench: Bench) -> None:
     bench.read("late")
     stopped: Any = errors.Stopped.message
     assert bench.log == [f"{name}: {stopped}" for name in ("sent", "gathered", "late")]
+
+
+def test_a_read_that_fails_fails_alone(bench: Bench) -> None:
+    def broken(request: Any, caller: Any) -> None:
+        raise RuntimeError("a bug")
+
+    bench.read("before")
+    bench.gate.read(broken, "x", Failing(bench, "broken"))
+    bench.read("after")
+    assert bench.gate.gathered
+    bench.gate.send()
+    assert not bench.gate.gathered
+    bench.gate.confirm(bench.asked[0], Index(0))
+    bench.gate.release(Index(0))
+    assert bench.log == ["before", "broken: kvorum: RuntimeError('a bug')", "after"]
