@@ -16,6 +16,8 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
 PB = ROOT / "src" / "kvorum" / "pb"
+IMPORT = re.compile(r"^import (\w+)_pb2 as", re.MULTILINE)
+FROM_IMPORT = re.compile(r"^from (\w+)_pb2 import", re.MULTILINE)
 
 
 def main() -> int:
@@ -35,9 +37,8 @@ def main() -> int:
             return int(status)
         for stub in sorted(Path(tmp).glob("*_pb2.pyi")):
             name = stub.name.removesuffix("_pb2.pyi")
-            text = re.sub(r"^import (\w+)_pb2 as", r"import kvorum.pb.\1 as", stub.read_text(), flags=re.M)
-            text = re.sub(r"^from (\w+)_pb2 import", r"from kvorum.pb.\1 import", text, flags=re.M)
-            (PB / f"{name}.pyi").write_text(text)
+            text = IMPORT.sub(r"import kvorum.pb.\1 as", stub.read_text())
+            (PB / f"{name}.pyi").write_text(FROM_IMPORT.sub(r"from kvorum.pb.\1 import", text))
             module = PB / f"{name}.py"
             if not module.exists():
                 print(f"{module} is missing: add it by the pattern of its neighbours")
