@@ -263,6 +263,7 @@ def _wait_keys(client: Client, keys: set[bytes]) -> None:
     wait_for(arrived, f"exactly {keys} in the mirror")
 
 
+@pytest.mark.timeout(400)
 def test_check_perf_passes_as_on_etcd(
     servers: Servers, reference: Binaries, pytestconfig: pytest.Config
 ) -> None:
