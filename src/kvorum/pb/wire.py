@@ -32,11 +32,18 @@ def tag(number: int, wire_type: int) -> bytes:
     return varint(number << 3 | wire_type)
 
 
+_FEW: Final = 128
+_VARINT_KEYS: Final = tuple(tag(number, 0) for number in range(_FEW))
+_DELIMITED_KEYS: Final = tuple(tag(number, 2) for number in range(_FEW))
+
+
 def delimited(number: int, payload: bytes) -> bytes:
-    """A length-delimited field, also when it is empty."""
-    return b"%b%b%b" % (tag(number, 2), varint(len(payload)), payload)
+    """A length-delimited field (number below 128), also when it is empty."""
+    return b"%b%b%b" % (_DELIMITED_KEYS[number], varint(len(payload)), payload)
 
 
 def int64_field(number: int, value: int) -> bytes:
-    """An int64 field as proto3 writes it: left out when zero."""
-    return tag(number, 0) + varint64(value) if value else b""
+    """An int64 field (number below 128) as proto3 writes it: left out when zero."""
+    if value > 0:
+        return _VARINT_KEYS[number] + varint(value)
+    return _VARINT_KEYS[number] + varint(value & _U64) if value else b""
