@@ -51,11 +51,13 @@ def files(folder: str, pattern: str) -> list[Path]:
 
 @story
 async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
-    config = config_of(tmp_path, snapshot_count=50, backend_batch_interval=0.01)
-    async with member_on(config) as (_, client):
+    config = config_of(tmp_path, snapshot_count=50)
+    async with member_on(config) as (member, client):
         await client.call(LEASE_GRANT, ID=7, TTL=1000)
         for number in range(300):
             await client.put(b"k%02d" % (number % 30), b"%d" % number, lease=7 * (number % 2))
+            if number % 100 == 99:
+                await snapshot_taken(member)
         await client.call(DELETE_RANGE, key=b"k05", range_end=b"k10")
         await client.call(TXN, success=[op("put", key=b"t1"), op("put", key=b"t2")])
         await client.call(COMPACT, revision=200, physical=True)
@@ -64,7 +66,18 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     for _ in range(2):
         async with member_on(config) as (_, client):
             assert await picture(client) == before
-    assert len(files(config.snap_dir, "*.snap")) >= 2
+    assert len(files(config.snap_dir, "*.snap")) >= 3
+
+
+async def snapshot_taken(member: Member) -> None:
+    """The database is committed, and the snapshot that this set off is safe."""
+    server, loop = member.server, asyncio.get_running_loop()
+    await server.backend.commit()
+    async with asyncio.timeout(10):
+        for _ in range(4):  # the file, its record, and what comes before and after them
+            done: asyncio.Future[Any] = loop.create_future()
+            server._disk.submit(lambda: None, done.set_result)
+            await done
 
 
 async def picture(client: Client) -> list[Any]:
@@ -537,17 +550,16 @@ async def test_no_snapshot_is_taken_of_what_is_not_on_disk(
 
 @story
 async def test_snapshots_bound_what_a_restart_reads(tmp_path: Path) -> None:
-    config = config_of(
-        tmp_path, snapshot_count=100, snapshot_catchup_entries=10, backend_batch_interval=0.01
-    )
+    config = config_of(tmp_path, snapshot_count=100, snapshot_catchup_entries=10)
     async with member_on(config) as (member, client):
         for number in range(1000):
             await client.put(b"k%d" % (number % 10))
-        await member.server.backend.commit()
+            if number % 250 == 249:
+                await snapshot_taken(member)
     async with member_on(config) as (member, client):
         storage = member.server._snapshotter._storage
         assert storage.last_index() > 1000
-        assert storage.first_index() > 800
+        assert storage.first_index() > 990
         assert (await client.call(RANGE, **ALL)).count == 10
 
 
