@@ -38,6 +38,7 @@ from kvorum.config import ServerConfig
 from kvorum.embed import Member
 from kvorum.pb import etcdserverpb as pb
 from kvorum.server.errors import BadDataDirectory
+from kvorum.wal import SegmentLocked
 
 ALL = {"key": b"\0", "range_end": b"\0"}
 LEASE = 0x5A4AA206751F080E
@@ -224,12 +225,16 @@ async def test_a_lost_database_of_ours_is_made_again_from_etcds(
 
 
 @story
-async def test_a_database_that_etcd_has_open(
+async def test_a_directory_that_etcd_has_open(
     reference: Binaries, members: MemberFactory, tmp_path: Path
 ) -> None:
     etcd = members(reference.etcd, flags=FLAGS, folder=tmp_path).start()
-    text = await refused(config_of(tmp_path))
-    assert "cannot convert" in text
+    config = config_of(tmp_path)
+    with pytest.raises(SegmentLocked, match="held by another process"):
+        await Member(config).start()
+    assert remove(snap(config), "kvorum*") == 0
+    with EtcdClient(etcd.endpoint).wait_connected() as client:
+        client.call(PUT_LEASED, key=b"k")  # it is none the worse for it
     etcd.kill()
 
 

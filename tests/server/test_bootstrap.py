@@ -228,6 +228,9 @@ def test_temporary_files_are_removed(config: ServerConfig) -> None:
     leftover.touch()
     with booting(config):
         assert not leftover.exists()
+        leftover.touch()  # now it is that of a member that runs
+        refusal(config, LockedError)
+        assert leftover.exists()
 
 
 # A directory of our own
@@ -429,12 +432,12 @@ def test_a_directory_that_cannot_be_written(
 def test_a_second_member_on_the_same_directory(config: ServerConfig, tmp_path: Path) -> None:
     begin(config)
     with booting(config) as booted:
+        assert refusal(config, LockedError).endswith("kvorum.mdb is in use by another process")
+        # With a database elsewhere, it is the log that they would share.
+        shutil.copytree(config.data_dir, tmp_path / "copy")
+        other = config_of(tmp_path, data_dir=str(tmp_path / "copy"), wal_dir=config.wal_path)
         segment = next(wal_dir(config).glob("*.wal"))
-        assert refusal(config, SegmentLocked) == f"wal: {segment}: held by another process"
-        # With a log elsewhere, it is the database that they would share.
-        shutil.copytree(wal_dir(config), tmp_path / "copy")
-        other = config_of(tmp_path, wal_dir=str(tmp_path / "copy"))
-        assert refusal(other, LockedError).endswith("is in use by another process")
+        assert refusal(other, SegmentLocked) == f"wal: {segment}: held by another process"
         log_entries(booted, 1)  # and the first one is none the worse for it
         apply_to(booted, 21)
     with booting(config) as booted:

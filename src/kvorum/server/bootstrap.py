@@ -75,7 +75,6 @@ def bootstrap(config: ServerConfig, loop: asyncio.AbstractEventLoop) -> Booted:
     snap = Path(config.snap_dir)
     wal = Path(config.wal_path)
     _make_directories(Path(config.data_dir), Path(config.member_dir), snap, wal.parent)
-    SnapFiles(snap).remove_temporary()
     if exists(wal):
         return _restart(config, loop, wal, snap)
     if (snap / GO_FILE_NAME).exists():
@@ -176,17 +175,24 @@ def _restart(
     config: ServerConfig, loop: asyncio.AbstractEventLoop, wal_path: Path, snap: Path
 ) -> Booted:
     snapshots = SnapFiles(snap)
-    has_database = (snap / FILE_NAME).exists()
-    if not has_database and (snap / GO_FILE_NAME).exists():
-        import_go_database(snap / GO_FILE_NAME, snap / FILE_NAME)
-        has_database = True
+    no_fsync = config.unsafe_no_fsync
     with ExitStack() as opened:
-        wal, log, start = _open_newest(
-            wal_path, snapshots if has_database else None, no_fsync=config.unsafe_no_fsync
-        )
-        opened.callback(wal.close)
-        backend = _open_backend(config, loop, snap)
-        opened.callback(backend.close)
+        if (snap / FILE_NAME).exists():
+            # First, as its lock keeps a second member away from the other files too.
+            backend = _open_backend(config, loop, snap)
+            opened.callback(backend.close)
+            wal, log, start = _open_newest(wal_path, snapshots, no_fsync=no_fsync)
+            opened.callback(wal.close)
+        else:
+            etcds = snap / GO_FILE_NAME
+            known = snapshots if etcds.exists() else None
+            wal, log, start = _open_newest(wal_path, known, no_fsync=no_fsync)
+            opened.callback(wal.close)
+            if known is not None:
+                import_go_database(etcds, snap / FILE_NAME)
+            backend = _open_backend(config, loop, snap)
+            opened.callback(backend.close)
+        snapshots.remove_temporary()
         cluster = _restore_cluster(log, backend)
         applied, term = read_applied(backend)
         _check_agreement(log, start, applied)
