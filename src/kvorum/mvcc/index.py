@@ -37,6 +37,9 @@ Entry = RevKey | History
 TO_THE_END: Final = b"\x00"
 
 
+_ALL_PLAIN: Final[frozenset[type]] = frozenset({bytes})
+
+
 class Index:
     """`load` gives the record of a revision, for the create revision and version of a key that is
     written a second time."""
@@ -107,12 +110,16 @@ class Index:
         if not end:
             found = self.live(key)
             return [] if found is None else [found]
+        most = limit if limit > 0 else None
+        entries = list(islice(self._values(key, end), most))
+        if _ALL_PLAIN.issuperset(map(type, entries)):
+            return cast(list[RevKey], entries)  # no history among them: nothing to look into
         live = (
             entry if type(entry) is bytes else bytes(entry[-SLOT:-1])
             for entry in self._values(key, end)
             if type(entry) is bytes or not entry[-1]
         )
-        return cast(list[RevKey], list(islice(live, limit if limit > 0 else None)))
+        return cast(list[RevKey], list(islice(live, most)))
 
     def range_at(self, key: bytes, end: bytes, main: int, limit: int = 0) -> list[RevKey]:
         """The same as of an earlier revision."""

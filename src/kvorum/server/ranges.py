@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, Protocol
 
@@ -14,6 +15,8 @@ from kvorum.types import Revision
 
 NO_END: Final = b""
 _NO_LIMIT: Final = (1 << 63) - 1
+FEW_SIZES: Final = 4
+"""Sizes of KeyValues in one answer up to which they are taken to come in runs."""
 _SORT_KEYS: Final[dict[int, Callable[[mvccpb.KeyValue], Any]]] = {
     pb.RangeRequest.KEY: attrgetter("key"),
     pb.RangeRequest.VERSION: attrgetter("version"),
@@ -81,17 +84,11 @@ def execute_range(view: ReadView, request: pb.RangeRequest) -> tuple[bytes, Revi
 
 def encode_kvs(kvs: list[bytes], prefix: bytes = b"\x12") -> bytes:
     """KeyValues as a repeated field: each copied behind its key and length."""
-    parts: list[bytes] = []
-    add = parts.append
-    length = -1
-    head = b""
-    for kv in kvs:
-        if len(kv) != length:
-            length = len(kv)
-            head = prefix + varint(length)
-        add(head)
-        add(kv)
-    return b"".join(parts)
+    heads = {length: prefix + varint(length) for length in set(map(len, kvs))}
+    if len(heads) > FEW_SIZES:
+        return b"".join([part for kv in kvs for part in (heads[len(kv)], kv)])
+    # Runs of one size, as tables of alike values are: each is joined in one go.
+    return b"".join([heads[size] + heads[size].join(run) for size, run in groupby(kvs, len)])
 
 
 def _without_value(kv: bytes) -> bytes:
