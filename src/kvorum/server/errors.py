@@ -1,4 +1,4 @@
-"""Why a member cannot start, or cannot go on."""
+"""Why a member cannot start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,3 @@ class BadDataDirectory(StartError):
 
 class BadInitialCluster(StartError):
     """The configuration names no cluster that this member could begin."""
-
-
-class Died(Exception):
-    """A running member had to stop: its disk failed, or its state cannot be trusted any more."""
