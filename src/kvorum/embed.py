@@ -35,7 +35,7 @@ from kvorum.wal import WALError
 
 __all__ = ["Member", "ServerConfig", "config"]
 
-DRAIN_SECONDS: Final = 2.0
+DRAIN_SECONDS: Final = 0.5
 _BACKLOG: Final = 1024
 
 Bound = list[tuple[URL, socket.socket]]

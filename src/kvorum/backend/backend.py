@@ -365,6 +365,12 @@ class Backend:
         self._begin_read()
         old.retire()
 
+    def refuse_commits(self, cause: BaseException) -> None:
+        """What is not committed yet may be half of something: it must never be. `cause` is told to
+        everybody who waits or will."""
+        if self._committer.failure is None:
+            self._committer.fail(cause)
+
     def close(self) -> None:
         """Commit what is left and close the file. A defragmentation under way is given up, and
         views are lost.

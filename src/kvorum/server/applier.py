@@ -163,7 +163,7 @@ class Applier:
     def _put(self, request: pb.PutRequest) -> bytes:
         if self._corrupt or self._no_space:
             raise errors.Corrupt if self._corrupt else errors.NoSpace
-        fits = self._quota.ample or self._quota.allows(put_cost(request))
+        fits = self._quota.ample or self._fits(put_cost(request))
         if request.prev_kv or request.ignore_value or request.ignore_lease:
             check_put(self._store, request, self._lessor.has)
             write = self._store.write()
@@ -178,6 +178,12 @@ class Applier:
         if not fits:
             self._report_no_space()
         return body
+
+    def _fits(self, cost: int) -> bool:
+        """Whether there is room, and less of it from now on."""
+        fits = self._quota.allows(cost)
+        self._quota.spend(cost)
+        return fits
 
     def _report_no_space(self) -> None:
         """The request that crossed the quota was carried out on every member, and is answered with
@@ -199,7 +205,7 @@ class Applier:
             cost = txn_cost(request)
             if cost and self._no_space:
                 raise errors.NoSpace
-            fits = self._quota.allows(cost)
+            fits = self._fits(cost)
         body = execute_write_txn(self._store, request, self._lessor.has)
         if not fits:
             self._report_no_space()

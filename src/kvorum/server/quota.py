@@ -23,10 +23,11 @@ class Quota:
 
     ``limit`` is ``--quota-backend-bytes``: 0 means the default of 2 GiB, a negative one no limit.
     ``ample`` says that no single request can reach the limit, so that the hot path need not reckon;
-    the size only changes with a commit, so `refresh` belongs after each.
+    otherwise what was written since the last commit counts by its cost. The size only changes with
+    a commit, so `refresh` belongs after each.
     """
 
-    __slots__ = ("_backend", "_size", "ample", "limit")
+    __slots__ = ("_backend", "_size", "_spent", "ample", "limit")
 
     def __init__(self, backend: Sized, limit: int) -> None:
         self._backend = backend
@@ -35,11 +36,16 @@ class Quota:
 
     def refresh(self) -> None:
         self._size = self._backend.size()
+        self._spent = 0
         self.ample = self.limit < 0 or self._size + _AMPLE < self.limit
 
     def allows(self, cost: int) -> bool:
         """Whether there is room; what costs nothing always has it."""
-        return self.ample or cost == 0 or self._size + cost < self.limit
+        return self.ample or cost == 0 or self._size + self._spent + cost < self.limit
+
+    def spend(self, cost: int) -> None:
+        """A request of this cost was carried out."""
+        self._spent += cost
 
 
 def put_cost(put: pb.PutRequest) -> int:

@@ -298,6 +298,7 @@ class Server:
             self.reads.close(errors.Stopped)
             self.raft.stop()
             self.failure.set_result(error)
+            self.backend.refuse_commits(error)
 
     # What the driver of consensus reports
 

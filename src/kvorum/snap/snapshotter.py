@@ -91,7 +91,7 @@ class Snapshotter:
             if path.name.startswith(_DEFRAG_PREFIX):
                 lg.info("found orphaned defragmentation file; deleting", path=path.name)
                 path.unlink(missing_ok=True)
-            elif path.name.endswith(SUFFIX):
+            elif path.name.endswith(SUFFIX) and not path.name.startswith(TEMPORARY_PREFIX):
                 found.append(path)
         return sorted(found, reverse=True)
 
