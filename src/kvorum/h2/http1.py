@@ -60,7 +60,7 @@ class Http1Connection:
         self._peer = peer
         self._secure = secure
         self._certificate = certificate
-        self._out: list[bytes] = []
+        self.out: list[bytes] = []
         self._quiet = True
         self._draining = False
         self._held = False
@@ -112,8 +112,8 @@ class Http1Connection:
             source.lose()
 
     def take(self) -> bytes:
-        data = b"".join(self._out)
-        self._out.clear()
+        data = b"".join(self.out)
+        self.out.clear()
         self._quiet = True
         return data
 
@@ -241,7 +241,7 @@ class Http1Connection:
     def _continue(self) -> None:
         """Ask for the body, unless that would come in the middle of another answer."""
         if self._answer is None and len(self._waiting) <= (self._source is not None):
-            self._out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         if self._source is not None:
@@ -289,7 +289,7 @@ class Http1Connection:
         body = response.body
         assert isinstance(body, bytes)
         head = _head(response.status, response.headers, len(body), "close")
-        self._out.append(head + body)
+        self.out.append(head + body)
         self.closed = True
         self._notify()
 
@@ -307,7 +307,7 @@ class Http1Connection:
 
     def emit(self, data: bytes) -> bool:
         """Queue output; False if the socket takes no more for now."""
-        self._out.append(data)
+        self.out.append(data)
         self._notify()
         return not self._held
 

@@ -7,7 +7,7 @@ import socket as sockets
 import ssl as tls
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from kvorum.h2.call import Call
 from kvorum.h2.deadlines import Deadlines
@@ -27,6 +27,7 @@ _LINGER: Final = 1.0  # grpc-go: a closed connection's peer gets so long to read
 
 class _Core(Protocol):
     closed: bool
+    out: list[Any]
 
     @property
     def choked(self) -> bool: ...
@@ -74,7 +75,12 @@ class Link(asyncio.Protocol):
             if core is None:
                 return
         core.receive(data, self._time())
-        self.flush()
+        if core.out:
+            # Not at once: when many sockets are ready, answers given together make the next
+            # requests come together, and each turn of the loop carries more.
+            server.mark(self)
+        else:
+            self.flush()
 
     def eof_received(self) -> bool:
         """The client sends no more. An HTTP/1.1 answer under way is still wanted."""
@@ -325,10 +331,11 @@ class GrpcServer:
     def mark(self, link: Link) -> None:
         """The connection has output: all such are written once in the next loop turn."""
         if not self._dirty:
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self.flush)
         self._dirty.append(link)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is there now, without waiting for the next turn."""
         dirty, self._dirty = self._dirty, []
         for link in dirty:
             self._guarded(link, link.flush)
