@@ -17,7 +17,7 @@ def test_a_put_has_etcds_bytes() -> None:
     """The sample of a real log: put a=b, up to the id."""
     ids = RequestIds(MemberID(0xDD596C51BAE75259), 1_700_000_000_000)
     put = pb.PutRequest(key=b"a", value=b"b").SerializeToString()
-    data = encode_request("put", put, ids.encode(ids.next()))
+    data = encode_request("put", put, ids.take()[1])
     assert data[:12].hex() == "22060a0161120162a2060a08"
     assert len(data) == 12 + 9
 
@@ -27,9 +27,9 @@ def test_ids_count_up_within_the_members_share(member: int, ms: int, calls: int)
     ids = RequestIds(MemberID(member), ms)
     last = 0
     for _ in range(min(calls, 3)):
-        last = ids.next()
+        last, encoded = ids.take()
         assert last >> 48 == member & 0xFFFF
-        parsed = pb.RequestHeader.FromString(b"\x08" + ids.encode(last))
+        parsed = pb.RequestHeader.FromString(b"\x08" + encoded)
         assert last == parsed.ID
     assert last & ((1 << 48) - 1) == ((ms & ((1 << 40) - 1)) << 8) + min(calls, 3)
 
@@ -37,8 +37,9 @@ def test_ids_count_up_within_the_members_share(member: int, ms: int, calls: int)
 def test_the_cached_part_of_an_id_follows_the_count() -> None:
     ids = RequestIds(MemberID(0x8001), 0)
     for _ in range(20_000):  # past one change of the upper bits
-        number = ids.next()
-        assert ids.encode(number) == varint(number)
+        number, encoded = ids.take()
+        assert encoded == varint(number)
+        assert ids.next() == number + 1
 
 
 def test_user_and_auth_revision_go_into_the_header() -> None:

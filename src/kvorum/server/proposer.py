@@ -109,31 +109,29 @@ class Proposer:
             request: the same, decoded, for the apply.
             caller: gets the reply or the failure, from this call or later, once.
         """
-        refusal = self._refusal()
-        if refusal is not None:
+        waiting = self.waiting
+        if (
+            self.crowded
+            or self.closed is not None
+            or len(waiting) >= MAX_WAITING
+            or self._bytes >= MAX_WAITING_BYTES
+        ):
             self.failed += 1
-            fail(caller, refusal)
+            fail(caller, self.closed or errors.RequestTooManyRequests)
             return
-        ids = self.ids
-        request_id = ids.next()
-        data = encode_request(kind, message, ids.encode(request_id))
+        request_id, id_bytes = self.ids.take()
+        data = encode_request(kind, message, id_bytes)
         size = len(data)
         if size > self._max_request_bytes:
             fail(caller, errors.RequestTooLarge)
             return
         proposal = Proposal(request_id, kind, request, caller, size, self._clock())
-        self.waiting[request_id] = proposal
+        waiting[request_id] = proposal
         self._bytes += size
-        if not self._entries:
+        entries = self._entries
+        if not entries:
             self._wake()
-        self._entries.append(Entry(NO_TERM, NO_INDEX, _NORMAL, data, proposal))
-
-    def _refusal(self) -> type[EtcdError] | None:
-        if self.closed is not None:
-            return self.closed
-        if self.crowded or len(self.waiting) >= MAX_WAITING or self._bytes >= MAX_WAITING_BYTES:
-            return errors.RequestTooManyRequests
-        return None
+        entries.append(Entry(NO_TERM, NO_INDEX, _NORMAL, data, proposal))
 
     def take_batch(self) -> list[Entry]:
         """The entries gathered since the last call, in order of arrival."""

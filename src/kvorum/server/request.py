@@ -21,6 +21,8 @@ TAGS: Final = {name: tag(field.number, 2) for name, field in _FIELDS.items()}
 """The key bytes of each kind of request, by its name: ``put``, ``txn``, ``lease_grant`` ..."""
 
 _HEADER_TAG: Final = tag(100, 2)
+_PLAIN_HEADS: Final = tuple(_HEADER_TAG + varint(1 + size) + b"\x08" for size in range(11))
+"""What stands before the id in a header that has nothing else, by the size of the id's varint."""
 
 
 class RequestIds:
@@ -41,13 +43,16 @@ class RequestIds:
         self._count = (self._count + 1) & ((1 << 48) - 1)
         return self._high | self._count
 
-    def encode(self, request_id: int) -> bytes:
-        """The varint of an id. All but its last 14 bits stay the same for 16,384 ids in a row."""
+    def take(self) -> tuple[int, bytes]:
+        """The next id, and its varint. All but the last 14 bits of a varint stay the same for
+        16,384 ids in a row."""
+        self._count = count = (self._count + 1) & ((1 << 48) - 1)
+        request_id = self._high | count
         upper = request_id >> 14
         if upper != self._upper:
             self._upper = upper
             self._upper_bytes = varint(upper)
-        return MORE14[request_id & 16383] + self._upper_bytes
+        return request_id, MORE14[request_id & 16383] + self._upper_bytes
 
 
 def encode_request(
@@ -55,19 +60,15 @@ def encode_request(
 ) -> bytes:
     """An InternalRaftRequest around an already encoded request.
 
-    ``request_id`` is the varint that `RequestIds.encode` gives.
+    ``request_id`` is the varint that `RequestIds.take` gives.
     """
-    header = b"\x08" + request_id
     if user:
-        header += delimited(2, user.encode()) + int64_field(3, auth_revision)
-    return b"%b%b%b%b%b%b" % (
-        TAGS[kind],
-        varint(len(message)),
-        message,
-        _HEADER_TAG,
-        varint(len(header)),
-        header,
-    )
+        rest = delimited(2, user.encode()) + int64_field(3, auth_revision)
+        head = _HEADER_TAG + varint(1 + len(request_id) + len(rest)) + b"\x08"
+    else:
+        rest = b""
+        head = _PLAIN_HEADS[len(request_id)]
+    return b"".join((TAGS[kind], varint(len(message)), message, head, request_id, rest))
 
 
 def decode_request(data: bytes) -> tuple[int, str, Any]:
