@@ -26,11 +26,14 @@ from kvorum.backend.defrag import MAX_ROUNDS, SHORT_BACKLOG, Defrag, lock_path, 
 from kvorum.backend.errors import BackendError, CommitError, DefragError, OpenError
 from kvorum.backend.hash import HASH_SKIP, Skip, hash_view
 from kvorum.backend.layers import MISSING, Layers
+from kvorum.backend.recent import RecentRecords
 from kvorum.backend.view import ReadView
 
 FILE_NAME: Final = "kvorum.mdb"
 BATCH_INTERVAL: Final = 0.1
 BATCH_LIMIT: Final = 10_000
+FEW: Final = 8
+"""Records read at once for which remembering them would cost more than it saves."""
 READ_THREADS: Final = 4
 """Hashes, copies and snapshots that run at once; more wait."""
 
@@ -87,6 +90,7 @@ class Backend:
         self._tasks: set[asyncio.Task[None]] = set()
         self._defrag: Defrag | None = None
         self._closed = False
+        self._recent = RecentRecords()
         self._begin_read()
 
     def _begin_read(self) -> None:
@@ -148,6 +152,11 @@ class Backend:
         Raises:
             BackendError: one is not there.
         """
+        if len(rev_keys) < FEW:
+            return self._load_revisions(rev_keys)
+        return self._recent.get_many(rev_keys, self._load_revisions)
+
+    def _load_revisions(self, rev_keys: Sequence[bytes]) -> list[bytes]:
         layers = self._key
         get, over, frozen = self._get, layers.overlay, layers.frozen
         if not over and not frozen:
@@ -358,6 +367,7 @@ class Backend:
         """Go on with another database, that lies at the path of this one."""
         database.path = self.path
         self._txn.abort()
+        self._recent.clear()
         old, self.database = self.database, database
         for layers in self._layers.values():
             assert not layers.frozen, "a commit is under way"
