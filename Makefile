@@ -16,7 +16,7 @@ run: setup
 	$(BIN)/kvorum
 
 test: setup
-	$(BIN)/python -m pytest --ignore=tests/interop
+	$(BIN)/python -m pytest -rs --ignore=tests/interop
 
 check: setup
 	$(BIN)/ruff check .
