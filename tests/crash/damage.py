@@ -69,8 +69,11 @@ def torn_length_word(log: LogFile) -> None:
 
 
 def torn_record(log: LogFile) -> None:
-    frame = log.next_frame()
-    log.write(log.end, frame[: log.rng.randrange(9, len(frame) - 9)])
+    """Cut off where a sector ends: a disk writes sectors whole. Cut within one, a record would be
+    taken for torn or for corrupt by where its end happens to lie, which differs between the logs
+    that are compared."""
+    rest_of_sector = -log.end % 512
+    log.write(log.end, log.next_frame(1200)[: rest_of_sector + 512])
 
 
 def torn_large_record(log: LogFile) -> None:
