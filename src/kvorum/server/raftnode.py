@@ -103,8 +103,9 @@ class RaftNode:
             self._loop.call_soon(self._turn)
 
     def tick(self) -> None:
-        self._node.tick()
-        self._advance()
+        if not self._stopped:
+            self._node.tick()
+            self._advance()
 
     def ask_read_index(self, context: bytes) -> None:
         self._node.read_index(context)
@@ -233,7 +234,11 @@ class RaftNode:
             self._observer.failed(result)
             return
         self._writing -= 1
-        self._finish_write(message, batch, result)
+        try:
+            self._finish_write(message, batch, result)
+        except Exception as error:  # as in `_advance`
+            self._observer.failed(error)
+            return
         if not self._writing:
             self._propose()
         self._advance()
