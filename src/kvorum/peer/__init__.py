@@ -1,0 +1,1 @@
+"""How members speak with each other: etcd's rafthttp, over HTTP/1.1."""
