@@ -28,6 +28,7 @@ from kvorum.config import ServerConfig, make
 from kvorum.config.urls import URL
 from kvorum.h2 import GrpcServer, HttpHandler, Limits, Method
 from kvorum.log import get_logger
+from kvorum.server.bootstrap import bootstrap
 from kvorum.server.errors import StartError
 from kvorum.server.server import GRPC_OVERHEAD, Server
 from kvorum.telemetry import Telemetry
@@ -85,7 +86,8 @@ class Member:
             clients = self._bind(config.listen_client_urls)
             plain = self._bind(config.listen_client_http_urls)
             metrics = self._bind(config.listen_metrics_urls)
-            self._server = Server(config, self.telemetry)
+            booted = await bootstrap(config, asyncio.get_running_loop(), None)
+            self._server = Server(config, self.telemetry, booted)
             self._server.start()
             await self._until_ready()
             http = HttpService(self.server, self.telemetry)

@@ -182,7 +182,6 @@ def test_wrong_failpoints(
         ("--client-cert-auth", "TLS for clients"),
         ("--peer-auto-tls", "TLS between members"),
         ("--peer-client-cert-auth", "TLS between members"),
-        ("--initial-cluster=default=http://a:1,b=http://b:1", "clusters of several members"),
         ("--initial-cluster-state=existing", "joining a running cluster"),
         ("--discovery-srv=a.example", "discovery"),
         ("--enable-distributed-tracing", "distributed tracing"),

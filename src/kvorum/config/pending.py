@@ -47,10 +47,6 @@ def _wants_peer_tls(config: ServerConfig) -> bool:
     )
 
 
-def _wants_several_members(config: ServerConfig) -> bool:
-    return len(config.initial_members) > 1
-
-
 def _wants_discovery(config: ServerConfig) -> bool:
     return bool(config.discovery_endpoints or config.discovery_srv)
 
@@ -58,7 +54,6 @@ def _wants_discovery(config: ServerConfig) -> bool:
 PENDING: Final = (
     Pending("TLS for clients", "--cert-file, --auto-tls, https URLs", _wants_client_tls),
     Pending("TLS between members", "--peer-cert-file, --peer-auto-tls, https", _wants_peer_tls),
-    Pending("clusters of several members", "--initial-cluster", _wants_several_members),
     Pending(
         "joining a running cluster",
         "--initial-cluster-state=existing",

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
+from typing import Protocol
 
 from kvorum.backend import FILE_NAME, Backend
 from kvorum.config import ServerConfig
@@ -20,6 +23,7 @@ from kvorum.pb import etcdserverpb as pb
 from kvorum.raft.codec import encode_conf_change
 from kvorum.raft.storage import MemoryStorage
 from kvorum.raft.types import (
+    NONE,
     ConfChange,
     ConfChangeType,
     ConfState,
@@ -63,10 +67,41 @@ class Booted:
     applied: Index
     term: Term
     snapshot_index: Index
+    remotes: list[Member] = field(default_factory=list)
+    """The members to speak with before the member list has come with the log."""
 
 
-def bootstrap(config: ServerConfig, loop: asyncio.AbstractEventLoop) -> Booted:
-    """Open the data directory, and begin a cluster of one if it is new.
+class Requests(Protocol):
+    """Requests to other members, over HTTP/1.1."""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] = ...,
+        body: bytes = ...,
+        timeout: float,  # noqa: ASYNC109
+        max_body: int = ...,
+    ) -> Reply: ...
+
+
+class Reply(Protocol):
+    """``headers`` have lower-case names."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+async def bootstrap(
+    config: ServerConfig, loop: asyncio.AbstractEventLoop, http: Requests | None
+) -> Booted:
+    """Open the data directory, and begin a new cluster if it is empty.
 
     Raises:
         BadDataDirectory, BadInitialCluster: it cannot be used, or not with this configuration.
@@ -111,8 +146,9 @@ def _open_backend(config: ServerConfig, loop: asyncio.AbstractEventLoop, snap: P
 def _create(
     config: ServerConfig, loop: asyncio.AbstractEventLoop, wal_path: Path, snap: Path
 ) -> Booted:
-    member, cluster_number = _first_members(config)
-    metadata = pb.Metadata(NodeID=member.id, ClusterID=cluster_number)
+    member, members = _first_members(config)
+    cluster_number = cluster_id(m.id for m in members)
+    metadata = pb.Metadata(NodeID=member, ClusterID=cluster_number)
     with ExitStack() as opened:
         # The backend first: a directory that has a log counts as begun.
         backend = _open_backend(config, loop, snap)
@@ -123,17 +159,17 @@ def _create(
             wal_path, metadata.SerializeToString(), unsafe_no_fsync=config.unsafe_no_fsync
         )
         opened.callback(wal.close)
-        storage = _begin_log(wal, member)
+        storage = _begin_log(wal, members)
         opened.pop_all()
     lg.info(
         "starting a new cluster",
-        local_member_id=f"{member.id:x}",
+        local_member_id=f"{member:x}",
         cluster_id=f"{cluster_number:x}",
         initial_cluster=config.initial_cluster,
     )
     return Booted(
-        member=member.id,
-        cluster=Cluster(cluster_number, member.id, backend),
+        member=member,
+        cluster=Cluster(cluster_number, member, backend),
         backend=backend,
         wal=wal,
         snapshots=SnapFiles(snap),
@@ -144,31 +180,34 @@ def _create(
     )
 
 
-def _begin_log(wal: WAL, member: Member) -> MemoryStorage:
-    """Log the entry that every member of a new cluster begins with, and count it as committed."""
-    change = ConfChange(ConfChangeType.ADD_NODE, member.id, member.to_json())
-    entry = Entry(Term(1), Index(1), *encode_conf_change(change))
-    state = HardState(Term(1), member.id, Index(1))
-    wal.write(wal.encode(state, [entry]))
+def _begin_log(wal: WAL, members: list[Member]) -> MemoryStorage:
+    """Log the entries that every member of a new cluster begins with, the same ones in the same
+    order, and count them as committed."""
+    entries: list[Entry] = []
+    for member in members:
+        change = ConfChange(ConfChangeType.ADD_NODE, member.id, member.to_json())
+        entries.append(Entry(Term(1), Index(len(entries) + 1), *encode_conf_change(change)))
+    state = HardState(Term(1), NONE, Index(len(entries)))
+    wal.write(wal.encode(state, entries))
     storage = MemoryStorage()
     storage.set_hard_state(state)
-    storage.append([entry])
+    storage.append(entries)
     return storage
 
 
-def _first_members(config: ServerConfig) -> tuple[Member, int]:
-    """This member, and the id of the cluster it begins."""
-    members = config.initial_members
-    own = members.get(config.name)
-    if own is None:
-        raise BadInitialCluster(f'couldn\'t find local name "{config.name}" in --initial-cluster')
-    if len(members) > 1:
+def _first_members(config: ServerConfig) -> tuple[MemberID, list[Member]]:
+    """This member, and all members that begin the cluster with it, ascending by id."""
+    named = config.initial_members
+    if config.name not in named:
         raise BadInitialCluster(
-            "--initial-cluster names more than one member; this version runs clusters of one"
+            f'couldn\'t find local name "{config.name}" in the initial cluster configuration'
         )
-    peer_urls = tuple(sorted(str(url) for url in own))
-    identity = member_id(peer_urls, config.initial_cluster_token)
-    return Member(identity, peer_urls, config.name), cluster_id([identity])
+    members = {}
+    for name, urls in named.items():
+        peer_urls = tuple(sorted(map(str, urls)))
+        identity = member_id(peer_urls, config.initial_cluster_token)
+        members[name] = Member(identity, peer_urls, name)
+    return members[config.name].id, sorted(members.values(), key=attrgetter("id"))
 
 
 def _restart(
@@ -200,7 +239,7 @@ def _restart(
         if applied or log.entries or start != START:
             storage = _fill_storage(log, start, cluster, applied)
         else:  # the first start was cut off between making the log and its first entry
-            storage = _begin_log(wal, _begun_member(config, cluster))
+            storage = _begin_log(wal, _begun_members(config, cluster))
         opened.pop_all()
     lg.info(
         "restarting local member",
@@ -233,14 +272,14 @@ def _restore_cluster(log: ReadResult, backend: Backend) -> Cluster:
     return cluster
 
 
-def _begun_member(config: ServerConfig, cluster: Cluster) -> Member:
-    member, cluster_number = _first_members(config)
-    if (member.id, cluster_number) != (cluster.local, cluster.id):
+def _begun_members(config: ServerConfig, cluster: Cluster) -> list[Member]:
+    member, members = _first_members(config)
+    if (member, cluster_id(m.id for m in members)) != (cluster.local, cluster.id):
         raise BadDataDirectory(
             "the first start of this member was cut off, and the configuration has changed since:"
             " start it as before, or remove the data directory"
         )
-    return member
+    return members
 
 
 def _open_newest(

@@ -25,7 +25,7 @@ from kvorum.raft.rawnode import RawNode
 from kvorum.raft.types import NONE, ConfState
 from kvorum.server.applier import Applier
 from kvorum.server.autocompact import AutoCompactor
-from kvorum.server.bootstrap import Booted, bootstrap
+from kvorum.server.bootstrap import Booted
 from kvorum.server.compaction import Compactions
 from kvorum.server.diskthread import DiskThread
 from kvorum.server.errors import BadDataDirectory
@@ -64,8 +64,8 @@ class Server:
     set once the cluster knows this member, `failure` gets the reason if it cannot go on.
     """
 
-    def __init__(self, config: ServerConfig, telemetry: Telemetry) -> None:
-        """Open the data directory and put the parts together.
+    def __init__(self, config: ServerConfig, telemetry: Telemetry, booted: Booted) -> None:
+        """Put the parts together. The files of ``booted`` belong to the server from here on.
 
         Raises:
             StartError, WALError, BackendError: the data directory cannot be used.
@@ -75,7 +75,6 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.ready = asyncio.Event()
         self.failure: asyncio.Future[BaseException] = self.loop.create_future()
-        booted = bootstrap(config, self.loop)
         self._wal = booted.wal
         self._disk = DiskThread("kvorum-wal", self.loop)
         self._timers: dict[str, asyncio.TimerHandle] = {}
