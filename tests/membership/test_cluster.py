@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvorum import errors
-from kvorum.membership import Cluster, Member
+from kvorum.membership import Cluster, FutureVersion, Member
 from kvorum.types import MemberID
 
 
@@ -81,7 +81,7 @@ def test_a_cancelled_downgrade_leaves_no_target(cluster: Cluster, buckets: Bucke
     ("candidate", "refusal"),
     [
         (member(1), errors.MemberExist),
-        (member(9), errors.MemberExist),
+        (member(9), errors.MemberNotFound),
         (Member(MemberID(5), ("http://127.0.0.1:1",)), errors.PeerURLExist),
     ],
 )
@@ -119,3 +119,37 @@ def test_a_broken_record_is_refused(data: bytes) -> None:
 
 def test_null_peer_urls_are_none() -> None:
     assert Member.from_json(b'{"id":1,"peerURLs":null,"isPromote":true}').peer_urls == ()
+
+
+def test_what_is_restored_replaces_what_was_known(cluster: Cluster, buckets: Buckets) -> None:
+    """As it does when the leader has sent its database."""
+    cluster.add(member(1))
+    cluster.add(member(2))
+    cluster.remove(MemberID(2))
+    cluster.set_version("3.7.0")
+    cluster.set_downgrade(True, "3.6.0")
+    other = Buckets()
+    other.put("members", b"3", member(3).to_json())
+    cluster._backend = other
+    cluster.restore()
+    assert (set(cluster.members), cluster.removed) == ({3}, set())
+    assert (cluster.version, cluster.downgrade_target) == ("", "")
+
+
+@pytest.mark.parametrize("version", ["3.8.0", "4.0.0", "3.7", "", "not_decided"])
+def test_a_version_that_this_member_does_not_know(
+    cluster: Cluster, buckets: Buckets, version: str
+) -> None:
+    with pytest.raises(FutureVersion, match="cannot be part of it"):
+        cluster.set_version(version)
+    assert cluster.version == ""
+    if version:
+        buckets.put("cluster", b"clusterVersion", version.encode())
+        with pytest.raises(FutureVersion):
+            cluster.restore()
+
+
+def test_the_others(cluster: Cluster) -> None:
+    for number in (3, 1, 2):
+        cluster.add(member(number))
+    assert [m.id for m in cluster.others()] == [2, 3]

@@ -14,12 +14,13 @@ from server_kit import Caller, State
 from kvorum import errors
 from kvorum.alarm import AlarmStore
 from kvorum.api.validate import check_txn
-from kvorum.membership import Cluster, Member
+from kvorum.membership import Cluster, Member, Version
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import membershippb
 from kvorum.raft.codec import encode_conf_change
 from kvorum.raft.types import ConfChange, ConfState, Entry, EntryType
 from kvorum.server.applier import Applier
+from kvorum.server.confchange import Change
 from kvorum.server.header import HeaderWriter
 from kvorum.server.meta import read_applied, write_applied
 from kvorum.server.proposer import Proposer
@@ -64,6 +65,8 @@ class Bench:
             RequestIds(ME, 0), max_request_bytes=1 << 20, wake=lambda: None, clock=lambda: 0.0
         )
         self.terms: list[Term] = []
+        self.changes: list[Change] = []
+        self.versions: list[tuple[Version | None, Version | None]] = []
         self.no_space_raised = 0
         self.clock = now
         self.applier = Applier(
@@ -93,6 +96,12 @@ class Bench:
 
     def term_begun(self, term: Term) -> None:
         self.terms.append(term)
+
+    def membership_changed(self, change: Change) -> None:
+        self.changes.append(change)
+
+    def version_changed(self, before: Version | None, after: Version | None) -> None:
+        self.versions.append((before, after))
 
     # What tests do
 

@@ -32,6 +32,8 @@ class AlarmStore:
         self._active: dict[tuple[int, int], pb.AlarmMember] = {}
 
     def restore(self) -> None:
+        """Replace everything by what the backend holds."""
+        self._active.clear()
         for key, _ in self._backend.range("alarm", b"", None):
             alarm = pb.AlarmMember.FromString(key)
             self._active[alarm.alarm, alarm.memberID] = alarm

@@ -1,7 +1,16 @@
-"""Who belongs to the cluster: ids, the member list, and the rules for changing it."""
+"""Who belongs to the cluster: ids, the member list, the rules for changing it, its version."""
 
-from kvorum.membership.cluster import Cluster
+from kvorum.membership.cluster import Cluster, FutureVersion
 from kvorum.membership.ids import cluster_id, member_id
 from kvorum.membership.member import Member
+from kvorum.membership.version import Version, parse_version
 
-__all__ = ["Cluster", "Member", "cluster_id", "member_id"]
+__all__ = [
+    "Cluster",
+    "FutureVersion",
+    "Member",
+    "Version",
+    "cluster_id",
+    "member_id",
+    "parse_version",
+]

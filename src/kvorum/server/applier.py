@@ -15,12 +15,12 @@ from kvorum.alarm import AlarmStore, alarm_name
 from kvorum.errors import EtcdError
 from kvorum.lease.lessor import Lessor
 from kvorum.log import get_logger
-from kvorum.membership import Cluster
+from kvorum.membership import Cluster, Version, parse_version
 from kvorum.mvcc.store import Store
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb.wire import delimited, int64_field
 from kvorum.raft.types import ConfChange, ConfState, Entry, EntryType
-from kvorum.server.confchange import apply_conf_change
+from kvorum.server.confchange import NO_CHANGE, Change, apply_conf_change
 from kvorum.server.header import HeaderWriter
 from kvorum.server.proposer import Proposer, fail
 from kvorum.server.quota import LEASE_COST, Quota, put_cost, txn_cost
@@ -40,6 +40,8 @@ class Observer(Protocol):
     def now(self) -> float: ...
     def raise_no_space(self) -> None: ...
     def term_begun(self, term: Term) -> None: ...
+    def membership_changed(self, change: Change) -> None: ...
+    def version_changed(self, before: Version | None, after: Version | None) -> None: ...
 
 
 class Applier:
@@ -88,6 +90,7 @@ class Applier:
             "cluster_version_set": self._cluster_version_set,
             "cluster_member_attr_set": self._cluster_member_attr_set,
             "downgrade_info_set": self._downgrade_info_set,
+            "downgrade_version_test": self._nothing,
         }
         self.load_alarms()
 
@@ -132,15 +135,16 @@ class Applier:
     def _apply_encoded(self, entry: Entry, change_conf: Callable[[ConfChange], ConfState]) -> None:
         """An entry that comes from the log or from another member, and so has to be decoded."""
         if entry.type is EntryType.CONF_CHANGE:
-            self.conf_state = apply_conf_change(entry, self._cluster, change_conf)
-            self.conf_changed = True
+            self._apply_conf_change(entry, change_conf)
             return
         assert entry.type is EntryType.NORMAL, f"entry {entry.index} has type {entry.type}"
         if not entry.data:
             self._observer.term_begun(entry.term)
             return
         if is_v2_request(entry.data):
+            before = self._cluster.version
             apply_v2_request(entry.data, self._cluster)
+            self._note_version(before)
             return
         request_id, kind, request = decode_request(entry.data)
         handler = self._handlers.get(kind)
@@ -155,6 +159,22 @@ class Applier:
         else:
             if proposal is not None:
                 proposal.caller.reply(self._header.field(self._store.rev) + body)
+
+    def _apply_conf_change(
+        self, entry: Entry, change_conf: Callable[[ConfChange], ConfState]
+    ) -> None:
+        applied = apply_conf_change(entry, self._cluster, change_conf)
+        self.conf_state = applied.conf_state
+        self.conf_changed = True
+        if applied.change is not NO_CHANGE:
+            self._observer.membership_changed(applied.change)
+        proposal = self._proposer.done(applied.request)
+        if proposal is None:
+            return
+        if applied.refusal is not None:
+            fail(proposal.caller, applied.refusal)
+        else:
+            proposal.caller.reply(b"")
 
     def _refuse_if_corrupt(self) -> None:
         if self._corrupt:
@@ -257,8 +277,20 @@ class Applier:
         return b"".join(delimited(2, alarm.SerializeToString()) for alarm in changed)
 
     def _cluster_version_set(self, request: Any) -> bytes:
+        before = self._cluster.version
         self._cluster.set_version(request.ver)
-        lg.info("set cluster version", cluster_version=request.ver)
+        self._note_version(before)
+        return b""
+
+    def _note_version(self, before: str) -> None:
+        after = self._cluster.version
+        if after != before:
+            lg.info("set cluster version", cluster_version=after)
+            self._observer.version_changed(parse_version(before), parse_version(after))
+
+    def _nothing(self, request: Any) -> bytes:
+        """etcd's test of whether a log can be read by an older version."""
+        del request
         return b""
 
     def _cluster_member_attr_set(self, request: Any) -> bytes:

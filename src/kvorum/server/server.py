@@ -16,6 +16,7 @@ from kvorum.config import ServerConfig, compaction_retention
 from kvorum.errors import Code, EtcdError
 from kvorum.lease.lessor import Lessor, LessorLimits
 from kvorum.log import get_logger
+from kvorum.membership import Version
 from kvorum.mvcc.store import Store
 from kvorum.mvcc.watch import WatchHub, WatchLimits
 from kvorum.mvcc.watch_source import StoreHistory
@@ -27,6 +28,7 @@ from kvorum.server.applier import Applier
 from kvorum.server.autocompact import AutoCompactor
 from kvorum.server.bootstrap import Booted
 from kvorum.server.compaction import Compactions
+from kvorum.server.confchange import Change
 from kvorum.server.diskthread import DiskThread
 from kvorum.server.errors import BadDataDirectory
 from kvorum.server.expiry import INTERVAL as EXPIRY_INTERVAL
@@ -316,6 +318,12 @@ class Server:
         applied too, and from here on time passes for the leases."""
         if self.raft.is_leader and term == self.raft.term:
             self.lessor.promote(self.now(), self.config.election_timeout / 1000)
+
+    def membership_changed(self, change: Change) -> None:
+        """The member list is another."""
+
+    def version_changed(self, before: Version | None, after: Version | None) -> None:
+        """The cluster version is another."""
 
     def applied(self, counts: dict[str, int], seconds: float) -> None:
         """A batch was applied: show it to those who watch, and start what it made necessary."""
