@@ -54,6 +54,8 @@ class Backend:
     Hooks, to be set by the owner:
         pre_commit: called right before the writes of a commit are taken; it may put more.
         on_commit: called after each commit, when `size` may have changed.
+        on_replace: called by `replace` in the same step in which reads begin to see the new
+            content, so that nobody reads it with what was known of the old.
         on_fatal: called once with a `CommitError`, after which nothing is committed any more.
         observe: called with a name (``commit``, ``defrag``, ``hash``) and seconds.
     """
@@ -75,6 +77,7 @@ class Backend:
         self.path = path
         self.pre_commit: Callable[[], None] = _ignore
         self.on_commit: Callable[[], None] = _ignore
+        self.on_replace: Callable[[], None] = _ignore
         self.on_fatal: Callable[[CommitError], None] = _ignore
         self.observe: Observer = _ignore
         self.pending_ops = 0
@@ -359,6 +362,7 @@ class Backend:
                     layers.overlay.clear()
                 self.pending_ops = 0
                 self._use(replacement)
+                self.on_replace()
             finally:
                 self._committer.release()
             self.on_commit()
