@@ -276,6 +276,56 @@ def test_the_entry_cache_is_bounded():
     assert len(codec._heads) <= codec._Heads.LIMIT
 
 
+@given(st.lists(st.tuples(uints, uints), min_size=1))
+def test_the_caches_of_messages_are_bounded(pairs):
+    for to, from_ in pairs:
+        m = Message(MsgType.APP_RESP, to, from_, 7)
+        assert codec.decode_message(codec.encode_message(m)) == m
+    for to in range(1 << 63, (1 << 63) + 1000):
+        m = Message(MsgType.APP_RESP, to, to + 5, 7)
+        assert codec.decode_message(codec.encode_message(m)) == m
+    assert len(codec._message_heads) <= codec._MessageHeads.LIMIT
+    assert len(codec._member_ids) <= codec._MemberIDs.LIMIT
+
+
+# --- the short path of entries that follow each other
+
+
+def outcome(decode, *args):
+    try:
+        return decode(*args)
+    except DecodeError as error:
+        return str(error)
+
+
+@given(entries, st.binary(max_size=3))
+def test_an_entry_that_was_expected(entry, around):
+    raw = codec.encode_entry(entry)
+    buf = around + raw + around
+    start, end = len(around), len(around) + len(raw)
+    assert codec.decode_next_entry(buf, start, end, entry.term, entry.index) == entry
+    assert codec.decode_next_entry(buf, start, end, entry.term, entry.index + 1) == entry
+    assert codec.decode_entry(buf, start, end) == entry
+
+
+def test_an_expected_entry_is_not_parsed(monkeypatch):
+    monkeypatch.setattr(codec, "_read_entry", None)
+    for size in (1, 127, 128, 16383):
+        entry = Entry(3, 1 << 20, data=b"x" * size)
+        raw = codec.encode_entry(entry)
+        assert codec.decode_next_entry(raw, 0, len(raw), 3, 1 << 20) == entry
+
+
+@given(entries, st.data())
+def test_damage_shows_on_the_short_path_as_on_the_other(entry, data):
+    raw = bytearray(codec.encode_entry(entry))
+    raw[data.draw(st.integers(0, min(40, len(raw)) - 1))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(0, len(raw)))
+    damaged = bytes(raw)
+    expected = outcome(codec.decode_entry, damaged, 0, end)
+    assert outcome(codec.decode_next_entry, damaged, 0, end, entry.term, entry.index) == expected
+
+
 # --- damaged bytes
 
 DECODERS = [

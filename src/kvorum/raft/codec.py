@@ -94,9 +94,30 @@ def encode_entry(entry: Entry) -> bytes:
     return b"".join((head, b"\x22", varint(length), data))
 
 
-def decode_entry(buf: bytes) -> Entry:
-    """Raises DecodeError."""
-    return _read_entry(buf, 0, len(buf))
+def decode_entry(buf: bytes, start: int = 0, end: int | None = None) -> Entry:
+    """The entry in ``buf[start:end]``; raises DecodeError."""
+    return _read_entry(buf, start, len(buf) if end is None else end)
+
+
+def decode_next_entry(buf: bytes, start: int, end: int, term: int, index: int) -> Entry:
+    """The entry in ``buf[start:end]``, which most likely is the plain one of ``term`` and
+    ``index``: then its head need not be parsed, only compared. Raises DecodeError."""
+    if index < 1 << 14:
+        head = b"\x08\x00\x10%b\x18%b\x22" % (varint(term), varint(index))
+    else:
+        before, after = _heads[0, term, index >> 14]
+        head = before + _LOW14[index & 0x3FFF] + after + b"\x22"
+    pos = start + len(head)
+    if pos + 1 < end and buf.startswith(head, start):
+        length = buf[pos]
+        pos += 1
+        if length >= 0x80:
+            high = buf[pos]
+            length = length & 0x7F | high << 7 if high < 0x80 else -1  # not in three bytes, here
+            pos += 1
+        if pos + length == end:
+            return Entry(term, index, EntryType.NORMAL, buf[pos:end])  # type: ignore[arg-type]
+    return _read_entry(buf, start, end)
 
 
 def _read_entry(buf: bytes, pos: int, end: int) -> Entry:
@@ -282,18 +303,26 @@ def _decode_single(buf: bytes) -> ConfChangeSingle:
 # --- messages
 
 
+class _MessageHeads(dict[tuple[int, int, int, int, int], bytes]):
+    """How messages begin, up to their index; two members repeat a dozen of these all day."""
+
+    LIMIT = 256
+
+    def __missing__(self, key: tuple[int, int, int, int, int]) -> bytes:
+        if len(self) >= self.LIMIT:
+            self.clear()
+        self[key] = value = b"\x08%b\x10%b\x18%b\x20%b\x28%b\x30" % tuple(map(varint, key))
+        return value
+
+
+_message_heads: Final = _MessageHeads()
+
+
 def encode_message(m: Message) -> bytes:
     """The message's bytes, for a peer."""
     out = [
-        b"\x08%b\x10%b\x18%b\x20%b\x28%b\x30%b"
-        % (
-            varint(m.type),
-            varint(m.to),
-            varint(m.from_),
-            varint(m.term),
-            varint(m.log_term),
-            varint(m.index),
-        )
+        _message_heads[m.type, m.to, m.from_, m.term, m.log_term],
+        varint(m.index),
     ]
     for entry in m.entries:
         data = encode_entry(entry)
@@ -312,8 +341,6 @@ def encode_message(m: Message) -> bytes:
 
 # Varint fields of a message, by tag.
 _SCALARS: Final = {
-    0x10: "to",
-    0x18: "from_",
     0x20: "term",
     0x28: "log_term",
     0x30: "index",
@@ -321,14 +348,34 @@ _SCALARS: Final = {
     0x58: "reject_hint",
     0x68: "vote",
 }
+_MEMBERS: Final = {0x10: "to", 0x18: "from_"}
+_TYPE: Final = 0x08
 _ENTRIES: Final = 0x3A
+_LONGEST: Final = 10  # bytes of a varint
 
 _MAX_DEPTH: Final = 4
 
 
-def decode_message(buf: bytes) -> Message:
-    """Raises DecodeError. The empty snapshot that etcd 3.5 puts into every message is left out."""
-    return _read_message(buf, 0, len(buf), 0)
+class _MemberIDs(dict[bytes, tuple[int, int]]):
+    """Value and length of the varints that members have for ids, by the ten bytes from where they
+    begin. An id has nine or ten bytes and costs as much as the rest of a short message."""
+
+    LIMIT = 256
+
+    def __missing__(self, key: bytes) -> tuple[int, int]:
+        if len(self) >= self.LIMIT:
+            self.clear()
+        self[key] = value = read_varint(key, 0, len(key))
+        return value
+
+
+_member_ids: Final = _MemberIDs()
+
+
+def decode_message(buf: bytes, start: int = 0, end: int | None = None) -> Message:
+    """The message in ``buf[start:end]``; raises DecodeError. The empty snapshot that etcd 3.5 puts
+    into every message is left out."""
+    return _read_message(buf, start, len(buf) if end is None else end, 0)
 
 
 def _read_message(buf: bytes, pos: int, end: int, depth: int) -> Message:
@@ -343,12 +390,22 @@ def _read_message(buf: bytes, pos: int, end: int, depth: int) -> Message:
         if name is not None:
             value, pos = read_varint(buf, pos + 1, end)
             setattr(m, name, value)
+        elif tag == _TYPE:
+            value, pos = read_varint(buf, pos + 1, end)
+            m.type = _member(_MSG_TYPES, value)
+        elif tag in _MEMBERS:
+            value, pos = _read_member(buf, pos + 1, end)
+            setattr(m, _MEMBERS[tag], value)
         elif tag == _ENTRIES:
             length, start = read_varint(buf, pos + 1, end)
             pos = start + length
             if pos > end:
                 raise DecodeError("truncated message")
-            entries.append(_read_entry(buf, start, pos))
+            if entries:
+                last = entries[-1]
+                entries.append(decode_next_entry(buf, start, pos, last.term, last.index + 1))
+            else:
+                entries.append(_read_entry(buf, start, pos))
         else:
             number, value, start, pos = next(fields(buf, pos, end))
             if number == 14:
@@ -360,10 +417,15 @@ def _read_message(buf: bytes, pos: int, end: int, depth: int) -> Message:
     return m
 
 
+def _read_member(buf: bytes, pos: int, end: int) -> tuple[int, int]:
+    if pos + _LONGEST > end:
+        return read_varint(buf, pos, end)
+    value, length = _member_ids[buf[pos : pos + _LONGEST]]
+    return value, pos + length
+
+
 def _set_rare_field(m: Message, number: int, value: int, content: bytes) -> None:
-    if number == 1:
-        m.type = _member(_MSG_TYPES, value)
-    elif number == 9:
+    if number == 9:
         snapshot = decode_snapshot(content)
         m.snapshot = None if snapshot == _NO_SNAPSHOT else snapshot
     elif number == 10:

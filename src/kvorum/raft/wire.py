@@ -29,6 +29,8 @@ _SMALL: Final = tuple(bytes((value,)) for value in range(0x80))
 
 def read_varint(buf: bytes, pos: int, end: int) -> tuple[int, int]:
     """The varint at ``pos`` and the position after it; raises DecodeError."""
+    if pos < end and buf[pos] < 0x80:
+        return buf[pos], pos + 1
     value = shift = 0
     while pos < end and shift < 70:
         byte = buf[pos]
