@@ -28,6 +28,7 @@ from kvorum.config import ServerConfig, make
 from kvorum.config.urls import URL
 from kvorum.h2 import GrpcServer, HttpHandler, Limits, Method
 from kvorum.log import get_logger
+from kvorum.peer.http_client import HttpClient
 from kvorum.server.bootstrap import bootstrap
 from kvorum.server.errors import StartError
 from kvorum.server.server import GRPC_OVERHEAD, Server
@@ -56,6 +57,7 @@ class Member:
         self._listeners: list[GrpcServer] = []
         self._health = HealthService()
         self._sockets: list[socket.socket] = []
+        self._http: HttpClient | None = None
 
     @property
     def server(self) -> Server:
@@ -86,7 +88,8 @@ class Member:
             clients = self._bind(config.listen_client_urls)
             plain = self._bind(config.listen_client_http_urls)
             metrics = self._bind(config.listen_metrics_urls)
-            booted = await bootstrap(config, asyncio.get_running_loop(), None)
+            self._http = HttpClient()
+            booted = await bootstrap(config, asyncio.get_running_loop(), self._http)
             self._server = Server(config, self.telemetry, booted)
             self._server.start()
             await self._until_ready()
@@ -163,6 +166,8 @@ class Member:
             if self._server is not None:
                 await self._server.stop()
         finally:
+            if self._http is not None:
+                await self._http.close()
             for listener in self._listeners:
                 listener.close()
             self._listeners.clear()

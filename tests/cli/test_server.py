@@ -182,12 +182,10 @@ def test_wrong_failpoints(
         ("--client-cert-auth", "TLS for clients"),
         ("--peer-auto-tls", "TLS between members"),
         ("--peer-client-cert-auth", "TLS between members"),
-        ("--initial-cluster-state=existing", "joining a running cluster"),
         ("--discovery-srv=a.example", "discovery"),
         ("--enable-distributed-tracing", "distributed tracing"),
         ("--auth-token=jwt,sign-method=HS256", "JWT tokens"),
         ("--memory-mlock", "locked memory"),
-        ("--force-new-cluster", "a new cluster out of old data"),
         ("--bootstrap-defrag-threshold-megabytes=1", "a defragment at start-up"),
     ],
 )

@@ -237,7 +237,6 @@ PEERS = "--initial-advertise-peer-urls=http://127.0.0.1:2380"
         ("--discovery-endpoints=x", "both --discovery-token and --discovery-endpoints"),
         ("--discovery-token=x --discovery-endpoints=a,,b", "must not contain empty endpoints"),
         ("--discovery-fallback=proxy", "v2 proxy is deprecated"),
-        ("--initial-cluster=a", "URL scheme must be"),
         ("--heartbeat-interval=0", r"--heartbeat-interval must be >0 \(set to 0ms\)"),
         ("--election-timeout=0", r"--election-timeout must be >0 \(set to 0ms\)"),
         ("--heartbeat-interval=500", "should be at least as 5 times as --heartbeat-interval"),
@@ -338,34 +337,6 @@ class TestMake:
     def test_is_frozen(self) -> None:
         with pytest.raises(AttributeError):
             make().name = "b"  # type: ignore[misc]
-
-
-class TestOwnName:
-    """What a member without data needs of --initial-cluster."""
-
-    @pytest.mark.parametrize(
-        ("cluster", "error"),
-        [
-            ("b=http://127.0.0.1:2380", 'couldn\'t find local name "a"'),
-            ("a=http://127.0.0.1:2380,b=http://127.0.0.1:2380", "has duplicate url"),
-            ("a=http://127.0.0.1:1", "has a=http://127.0.0.1:1 but missing from --initial-adv"),
-            ("a=http://127.0.0.1:2380,a=http://127.0.0.1:1", "--initial-cluster has a=http"),
-        ],
-    )
-    def test_refuses(self, cluster: str, error: str) -> None:
-        made = settings("--name=a", PEERS, f"--initial-cluster={cluster}")
-        with pytest.raises(ConfigError, match=error):
-            config.require_own_name(made)
-
-    def test_more_advertised_than_in_the_cluster(self) -> None:
-        made = settings(
-            "--name=a", f"{PEERS},http://127.0.0.1:1", "--initial-cluster=a=http://127.0.0.1:2380"
-        )
-        with pytest.raises(ConfigError, match="--initial-advertise-peer-urls has http"):
-            config.require_own_name(made)
-
-    def test_takes_what_fits(self) -> None:
-        config.require_own_name(settings("--name=a", PEERS))
 
 
 class TestGates:

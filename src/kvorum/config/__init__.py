@@ -7,7 +7,7 @@ from kvorum.config.check import compaction_retention
 from kvorum.config.faults import ConfigError, FlagError
 from kvorum.config.gates import FeatureGates, parse_gates
 from kvorum.config.load import load
-from kvorum.config.resolve import Notice, Resolved, make, require_own_name
+from kvorum.config.resolve import Notice, Resolved, make
 from kvorum.config.server import ServerConfig
 from kvorum.config.urls import URL, parse_members, parse_url, parse_urls
 
@@ -26,5 +26,4 @@ __all__ = [
     "parse_members",
     "parse_url",
     "parse_urls",
-    "require_own_name",
 ]

@@ -93,7 +93,6 @@ def _bootstrap(config: ServerConfig) -> None:
         raise ConfigError(
             'v2 proxy is deprecated, and --discovery-fallback can\'t be configured as "proxy"'
         )
-    urls.parse_members(config.initial_cluster)
 
 
 def _timing(config: ServerConfig) -> None:

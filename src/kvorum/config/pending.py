@@ -54,11 +54,6 @@ def _wants_discovery(config: ServerConfig) -> bool:
 PENDING: Final = (
     Pending("TLS for clients", "--cert-file, --auto-tls, https URLs", _wants_client_tls),
     Pending("TLS between members", "--peer-cert-file, --peer-auto-tls, https", _wants_peer_tls),
-    Pending(
-        "joining a running cluster",
-        "--initial-cluster-state=existing",
-        lambda config: not config.is_new_cluster,
-    ),
     Pending("discovery", "--discovery-endpoints, --discovery-srv", _wants_discovery),
     Pending(
         "distributed tracing",
@@ -71,11 +66,6 @@ PENDING: Final = (
         lambda config: config.auth_token.startswith("jwt"),
     ),
     Pending("locked memory", "--memory-mlock", lambda config: config.memory_mlock),
-    Pending(
-        "a new cluster out of old data",
-        "--force-new-cluster",
-        lambda config: config.force_new_cluster,
-    ),
     Pending(
         "a defragment at start-up",
         "--bootstrap-defrag-threshold-megabytes",

@@ -76,10 +76,18 @@ def _addresses(config: ServerConfig) -> dict[str, Any]:
         "local-address": "",
         "cors": list(config.cors),
         "host-whitelist": list(config.host_whitelist),
-        "initial-cluster": render_members(config.initial_members),
+        "initial-cluster": _starting_members(config),
         "initial-cluster-state": config.initial_cluster_state,
         "initial-cluster-token": config.initial_cluster_token,
     }
+
+
+def _starting_members(config: ServerConfig) -> str:
+    """As given if it makes no sense: a member with data never looks at it."""
+    try:
+        return render_members(config.initial_members)
+    except ValueError:
+        return config.initial_cluster
 
 
 def _limits(config: ServerConfig) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from kvorum.config.check import check
-from kvorum.config.faults import ConfigError
 from kvorum.config.server import ServerConfig, all_settings, cluster_of_one
 from kvorum.config.urls import URL, join
 
@@ -147,34 +146,3 @@ def default_host() -> str:
             return str(probe.getsockname()[0])
         except OSError:
             return ""
-
-
-def require_own_name(config: ServerConfig) -> None:
-    """What a member that starts without data needs of its cluster. Raises ConfigError."""
-    members = config.initial_members
-    own = members.get(config.name)
-    if own is None:
-        raise ConfigError(
-            f'couldn\'t find local name "{config.name}" in the initial cluster configuration'
-        )
-    every = [url for urls in members.values() for url in urls]
-    if len(set(every)) != len(every):
-        raise ConfigError(f"initial cluster {config.initial_cluster} has duplicate url")
-    if config.is_new_cluster:
-        _require_same_urls(config, own)
-
-
-def _require_same_urls(config: ServerConfig, own: tuple[URL, ...]) -> None:
-    told = config.initial_advertise_peer_urls
-    missing = [f"{config.name}={url}" for url in own if url not in told]
-    if missing:
-        raise ConfigError(
-            f"--initial-cluster has {','.join(missing)} but missing from "
-            f"--initial-advertise-peer-urls={join(told)}"
-        )
-    surplus = [str(url) for url in told if url not in own]
-    if surplus:
-        raise ConfigError(
-            f"--initial-advertise-peer-urls has {','.join(surplus)} but missing from "
-            f"--initial-cluster={cluster_of_one(config.name, own)}"
-        )

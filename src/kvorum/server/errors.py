@@ -13,3 +13,11 @@ class BadDataDirectory(StartError):
 
 class BadInitialCluster(StartError):
     """The configuration names no cluster that this member could begin."""
+
+
+class CannotJoin(StartError):
+    """The running cluster cannot be asked, is not the one configured, or will not have us."""
+
+
+class DiscoveryFailed(StartError):
+    """The discovery service did not tell the members of the new cluster."""

@@ -17,6 +17,7 @@ from kvorum.backend import BackendError, LockedError
 from kvorum.config import ServerConfig, make, parse_urls
 from kvorum.membership import Cluster, Member, cluster_id, member_id
 from kvorum.pb import etcdserverpb as pb
+from kvorum.peer.http_client import HttpClient
 from kvorum.raft.codec import decode_conf_change
 from kvorum.raft.types import (
     NONE,
@@ -55,11 +56,15 @@ def config(tmp_path: Path) -> ServerConfig:
     return config_of(tmp_path)
 
 
+async def _boot(config: ServerConfig, loop: asyncio.AbstractEventLoop) -> Booted:
+    return await bootstrap(config, loop, HttpClient())
+
+
 @contextmanager
 def booting(config: ServerConfig) -> Iterator[Booted]:
     loop = asyncio.new_event_loop()
     try:
-        booted = loop.run_until_complete(bootstrap(config, loop, None))
+        booted = loop.run_until_complete(_boot(config, loop))
         try:
             yield booted
         finally:

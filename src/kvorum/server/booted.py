@@ -1,0 +1,87 @@
+"""A data directory, open; and who the member in it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvorum.backend import FILE_NAME, Backend
+from kvorum.config import ServerConfig
+from kvorum.membership import Cluster, Member
+from kvorum.raft.storage import MemoryStorage
+from kvorum.server.errors import BadDataDirectory
+from kvorum.snap import Snapshotter as SnapFiles
+from kvorum.types import Index, MemberID, Term
+from kvorum.wal import WAL
+
+
+@dataclass(slots=True)
+class Booted:
+    """Everything that the server is built on. ``applied`` and ``term`` are those of the last entry
+    that the backend covers; the entries after it are in ``storage`` and will be handed out again.
+    ``remotes`` are members to speak with before the member list has come with the log."""
+
+    member: MemberID
+    cluster: Cluster
+    backend: Backend
+    wal: WAL
+    snapshots: SnapFiles
+    storage: MemoryStorage
+    applied: Index
+    term: Term
+    snapshot_index: Index
+    remotes: list[Member] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a member without a log is. ``first`` are the members that begin the cluster with it, in
+    ascending order of id; none if the cluster runs already, and then ``remotes`` are its others."""
+
+    member: MemberID
+    cluster: int
+    first: list[Member] = field(default_factory=list)
+    remotes: list[Member] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The directories of a member, which exist and can be written to."""
+
+    snap: Path
+    wal: Path
+
+    @classmethod
+    def make(cls, config: ServerConfig) -> Places:
+        """Raises BadDataDirectory."""
+        snap, wal = Path(config.snap_dir), Path(config.wal_path)
+        for directory in (Path(config.data_dir), Path(config.member_dir), snap, wal.parent):
+            _make_directory(directory)
+        return cls(snap, wal)
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadDataDirectory(f"cannot make {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise BadDataDirectory(f"cannot write to {directory}")
+
+
+def open_backend(config: ServerConfig, loop: asyncio.AbstractEventLoop, snap: Path) -> Backend:
+    return Backend(
+        snap / FILE_NAME,
+        loop=loop,
+        batch_interval=config.backend_batch_interval,
+        batch_limit=config.backend_batch_limit,
+    )
+
+
+def log_is_missing(database: Path, wal: Path) -> BadDataDirectory:
+    return BadDataDirectory(
+        f"{database} holds a database, but there is no log in {wal}: restore the log,"
+        " name its directory with --wal-dir, or begin with an empty data directory"
+    )
