@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from kvorum.server.errors import BadDataDirectory
 from kvorum.snap import Snapshotter as SnapFiles
 from kvorum.types import Index, MemberID, Term
 from kvorum.wal import WAL
+from kvorum.wal.files import fsync_directory
 
 
 @dataclass(slots=True)
@@ -63,8 +66,16 @@ class Places:
 
 
 def _make_directory(directory: Path) -> None:
+    """Each new name is synced: without that a power cut may take the data away with the directory,
+    however well the files in it were synced."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+            with suppress(PermissionError):  # a parent that we may enter and not read
+                fsync_directory(path.parent)
+        if not directory.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     except OSError as error:
         raise BadDataDirectory(f"cannot make {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK | os.X_OK):
