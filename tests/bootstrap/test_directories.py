@@ -2,128 +2,46 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from boot_kit import (
+    ME,
+    PEER,
+    apply_to,
+    begin,
+    booting,
+    config_of,
+    log_entries,
+    refusal,
+    snap_dir,
+    wal_dir,
+    write_snapshot,
+)
 
 from kvorum.backend import BackendError, LockedError
-from kvorum.config import ServerConfig, make, parse_urls
-from kvorum.membership import Cluster, Member, cluster_id, member_id
+from kvorum.config import ServerConfig, parse_urls
+from kvorum.membership import Member, cluster_id, member_id
 from kvorum.pb import etcdserverpb as pb
-from kvorum.peer.http_client import HttpClient
 from kvorum.raft.codec import decode_conf_change
 from kvorum.raft.types import (
     NONE,
     ConfState,
-    Entry,
     EntryType,
     HardState,
-    Snapshot,
-    SnapshotMetadata,
 )
-from kvorum.server.bootstrap import Booted, bootstrap
 from kvorum.server.errors import BadDataDirectory, BadInitialCluster, StartError
-from kvorum.server.meta import write_applied
-from kvorum.snap import Membership, Snapshotter, build_store
+from kvorum.snap import Snapshotter
 from kvorum.types import Index, MemberID, Term
-from kvorum.wal import WAL, SegmentLocked, SnapshotRecord, WALError, read_log
-
-PEER = "http://127.0.0.1:22380"
-ME = MemberID(0xFCE4CCDB9802DA4A)  # what etcd makes of this URL and token
-
-
-def config_of(folder: Path, **settings: Any) -> ServerConfig:
-    settings = {
-        "name": "m",
-        "data_dir": str(folder / "data"),
-        "initial_advertise_peer_urls": parse_urls(PEER),
-        "initial_cluster_token": "tok1",
-        "unsafe_no_fsync": True,
-        **settings,
-    }
-    return make(**settings)
+from kvorum.wal import WAL, SegmentLocked, WALError, read_log
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> ServerConfig:
     return config_of(tmp_path)
-
-
-async def _boot(config: ServerConfig, loop: asyncio.AbstractEventLoop) -> Booted:
-    return await bootstrap(config, loop, HttpClient())
-
-
-@contextmanager
-def booting(config: ServerConfig) -> Iterator[Booted]:
-    loop = asyncio.new_event_loop()
-    try:
-        booted = loop.run_until_complete(_boot(config, loop))
-        try:
-            yield booted
-        finally:
-            booted.wal.close()
-            booted.backend.close()
-    finally:
-        loop.close()
-
-
-def refusal(config: ServerConfig, kind: type[Exception]) -> str:
-    """The text of what a start raises. Twice, since a failed start must let go of all files."""
-    texts = []
-    for _ in range(2):
-        with pytest.raises(kind) as caught, booting(config):
-            raise AssertionError("it started")
-        texts.append(str(caught.value))
-    assert texts[0] == texts[1]
-    return texts[0]
-
-
-def snap_dir(config: ServerConfig) -> Path:
-    return Path(config.snap_dir)
-
-
-def wal_dir(config: ServerConfig) -> Path:
-    return Path(config.wal_path)
-
-
-def log_entries(booted: Booted, count: int, *, commit: int | None = None) -> None:
-    first = booted.storage.last_index() + 1
-    entries = [Entry(Term(1), Index(first + i), EntryType.NORMAL, b"") for i in range(count)]
-    booted.storage.append(entries)
-    last = booted.storage.last_index()
-    state = HardState(Term(1), booted.member, Index(last if commit is None else commit))
-    booted.wal.write(booted.wal.encode(state, entries))
-
-
-def apply_to(booted: Booted, index: int) -> None:
-    """Put into the database what applying the log that far leaves there."""
-    cluster = Cluster(booted.cluster.id, booted.member, booted.backend)
-    cluster.add(Member(booted.member, (PEER,), "m", ("http://c:1",)))
-    write_applied(booted.backend, Index(index), Term(1))
-
-
-def write_snapshot(booted: Booted, index: int, *, record: bool = True) -> None:
-    metadata = SnapshotMetadata(ConfState((booted.member,)), Index(index), Term(1))
-    booted.snapshots.save(Snapshot(build_store(Membership(())), metadata))
-    if record:
-        booted.wal.write(booted.wal.encode_snapshot(SnapshotRecord.of(metadata)))
-
-
-def begin(config: ServerConfig, *, entries: int = 20, applied: int = 20, snapshot: int = 0) -> None:
-    """A directory with a log of so many entries, applied so far."""
-    with booting(config) as booted:
-        log_entries(booted, entries - 1)
-        if applied:
-            apply_to(booted, applied)
-        if snapshot:
-            write_snapshot(booted, snapshot)
 
 
 # A new directory

@@ -182,7 +182,10 @@ def test_wrong_failpoints(
         ("--client-cert-auth", "TLS for clients"),
         ("--peer-auto-tls", "TLS between members"),
         ("--peer-client-cert-auth", "TLS between members"),
-        ("--discovery-srv=a.example", "discovery"),
+        (
+            "--discovery-endpoints=https://a:1 --discovery-token=t",
+            "TLS to the discovery service",
+        ),
         ("--enable-distributed-tracing", "distributed tracing"),
         ("--auth-token=jwt,sign-method=HS256", "JWT tokens"),
         ("--memory-mlock", "locked memory"),

@@ -16,7 +16,7 @@ from kvorum.config import ServerConfig
 from kvorum.config.server import cluster_of_one
 from kvorum.config.urls import join
 from kvorum.embed import Member
-from kvorum.server.errors import BadInitialCluster, StartError
+from kvorum.server.errors import BadInitialCluster, DiscoveryFailed, StartError
 
 DEFAULT_PEER_URL: Final = "http://localhost:2380"
 
@@ -92,6 +92,8 @@ def _report_failed_start(config: ServerConfig, failure: StartFailed) -> int:
         fields["stacktrace"] = log.exception_stack(cause)
     if isinstance(cause, BadInitialCluster):
         _hint(config)
+    if isinstance(cause, DiscoveryFailed):
+        _hint_at_token(config, cause)
     lg.fatal("failed to start", **fields)
 
 
@@ -103,6 +105,17 @@ def _hint(config: ServerConfig) -> None:
         lg.warn("forgot to set --initial-cluster?")
     if join(config.initial_advertise_peer_urls) == DEFAULT_PEER_URL:
         lg.warn("forgot to set --initial-advertise-peer-urls?")
+
+
+def _hint_at_token(config: ServerConfig, cause: DiscoveryFailed) -> None:
+    lg = log.get_logger()
+    lg.warn(
+        "failed to bootstrap; discovery token was already used",
+        discovery_token=config.discovery_token,
+        discovery_endpoints=list(config.discovery_endpoints),
+        error=cause,
+    )
+    lg.warn("do not reuse discovery token; generate a new one to bootstrap a cluster")
 
 
 def _report_death(death: Died) -> None:

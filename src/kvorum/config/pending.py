@@ -47,14 +47,26 @@ def _wants_peer_tls(config: ServerConfig) -> bool:
     )
 
 
-def _wants_discovery(config: ServerConfig) -> bool:
-    return bool(config.discovery_endpoints or config.discovery_srv)
+def _wants_discovery_tls(config: ServerConfig) -> bool:
+    return bool(config.discovery_endpoints) and bool(
+        config.discovery_cert
+        or config.discovery_key
+        or config.discovery_cacert
+        or config.discovery_server_name
+        or config.discovery_insecure_skip_tls_verify
+        or not config.discovery_insecure_transport
+        or any(end.startswith(("https:", "unixs:")) for end in config.discovery_endpoints)
+    )
 
 
 PENDING: Final = (
     Pending("TLS for clients", "--cert-file, --auto-tls, https URLs", _wants_client_tls),
     Pending("TLS between members", "--peer-cert-file, --peer-auto-tls, https", _wants_peer_tls),
-    Pending("discovery", "--discovery-endpoints, --discovery-srv", _wants_discovery),
+    Pending(
+        "TLS to the discovery service",
+        "--discovery-cert, --discovery-cacert, --discovery-insecure-transport=false, https",
+        _wants_discovery_tls,
+    ),
     Pending(
         "distributed tracing",
         "--enable-distributed-tracing",

@@ -73,6 +73,10 @@ def make(**given: Any) -> ServerConfig:
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
     explicit = frozenset(name.replace("_", "-") for name in given)
+    if (given.get("discovery_srv") or given.get("discovery_endpoints")) and (
+        "initial_cluster" not in given
+    ):
+        given["initial_cluster"] = ""  # the default is but one way to tell the members
     return resolve(given, explicit).config
 
 

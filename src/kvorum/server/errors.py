@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+TOO_MANY_LEARNERS: Final = "membership: too many learner members in cluster"
+"""As etcd says it at a start; clients are told so by ``etcdserver``."""
+
 
 class StartError(Exception):
     """The member cannot start as things are; the text says what is wrong and how to mend it."""
@@ -21,3 +26,10 @@ class CannotJoin(StartError):
 
 class DiscoveryFailed(StartError):
     """The discovery service did not tell the members of the new cluster."""
+
+
+class MemberRemoved(StartError):
+    """The member does not belong to its cluster any more. That is no failure: it ends with 0."""
+
+    def __init__(self) -> None:
+        super().__init__("the member has been permanently removed from the cluster")

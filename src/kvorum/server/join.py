@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from kvorum import errors
 from kvorum.config import ServerConfig
 from kvorum.log import get_logger
 from kvorum.membership import Member
 from kvorum.membership.version import LOWEST, OWN, Version, parse_version
 from kvorum.peer.http_client import HttpClient
 from kvorum.server.booted import Identity
-from kvorum.server.errors import BadInitialCluster, CannotJoin
+from kvorum.server.errors import TOO_MANY_LEARNERS, BadInitialCluster, CannotJoin
 from kvorum.server.initial import InitialCluster, require_sound
 from kvorum.server.peer_queries import (
     NoCluster,
@@ -58,7 +57,7 @@ async def join(
     if not await is_compatible(http, others, timeout=config.request_timeout):
         raise CannotJoin("incompatible with current running cluster")
     if sum(member.is_learner for member in running.members) > config.max_learners:
-        raise CannotJoin(errors.TooManyLearners.message)
+        raise CannotJoin(TOO_MANY_LEARNERS)
     return Identity(local, running.id, remotes=others)
 
 

@@ -41,7 +41,7 @@ class SystemNames:
     async def address(self, host: str) -> str:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            found = await loop.getaddrinfo(host.rstrip("."), None, type=socket.SOCK_STREAM)
         except OSError as error:
             raise LookupFailed(f"lookup {host}: {error.strerror or error}") from error
         return str(found[0][4][0])

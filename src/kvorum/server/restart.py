@@ -8,7 +8,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvorum import errors
 from kvorum.backend import FILE_NAME, Backend
 from kvorum.config import ServerConfig
 from kvorum.config.urls import strings
@@ -19,7 +18,7 @@ from kvorum.raft.storage import MemoryStorage
 from kvorum.raft.types import EMPTY_HARD_STATE, ConfState, HardState, Snapshot, SnapshotMetadata
 from kvorum.server.begin import begin_log
 from kvorum.server.booted import Booted, Identity, Places, open_backend
-from kvorum.server.errors import BadDataDirectory
+from kvorum.server.errors import TOO_MANY_LEARNERS, BadDataDirectory
 from kvorum.server.force_new import force_new_cluster
 from kvorum.server.goimport import GO_FILE_NAME, import_go_database
 from kvorum.server.meta import read_applied
@@ -181,7 +180,7 @@ def _restore_cluster(config: ServerConfig, found: _Found) -> Cluster:
         raise BadDataDirectory(f"the member list in {place} is damaged: {error}") from error
     if len(cluster.learners()) > config.max_learners:
         raise BadDataDirectory(
-            f"{errors.TooManyLearners.message}: {len(cluster.learners())}, and --max-learners is"
+            f"{TOO_MANY_LEARNERS}: {len(cluster.learners())}, and --max-learners is"
             f" {config.max_learners}"
         )
     return cluster
