@@ -12,6 +12,7 @@ from kvorum.types import Index, Term
 class Buckets(Protocol):
     def put(self, bucket: str, key: bytes, value: bytes) -> None: ...
     def get(self, bucket: str, key: bytes) -> bytes | None: ...
+    def delete(self, bucket: str, key: bytes) -> None: ...
 
 
 def read_applied(backend: Buckets) -> tuple[Index, Term]:
@@ -47,3 +48,8 @@ def read_storage_version(backend: Buckets) -> str:
 
 def write_storage_version(backend: Buckets, version: str) -> None:
     backend.put("meta", b"storageVersion", version.encode())
+
+
+def delete_storage_version(backend: Buckets) -> None:
+    """A database that an older etcd is to open names no version."""
+    backend.delete("meta", b"storageVersion")
