@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from h2site import Site, run, serving, until
 from h2wire import Reader, Wire, answer, grpc
 
 from kvorum.h2 import Channel, GrpcServer, HttpRequest, HttpResponse, Limits, RpcError, frames
+from kvorum.h2.http import Answer
 from kvorum.h2.http1 import Http1Connection
 from kvorum.h2.limits import MIB
 from kvorum.h2.server import Link
@@ -192,6 +193,46 @@ def test_growing_answers() -> None:
             await client.reader.readuntil(b"\r\n\r\n")
             assert await client.reader.read() == b""
             assert len(site.reports) == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_answer_that_somebody_takes_over(waits: bool) -> None:
+    """It is written to from outside of any request, until it is ended or its client leaves."""
+    taken: list[Answer] = []
+    left = asyncio.Event()
+
+    async def later() -> HttpResponse:
+        await asyncio.sleep(0)
+        return HttpResponse(200, taken.append, [("x-a", "1")])
+
+    def handle(request: HttpRequest) -> HttpResponse | Awaitable[HttpResponse]:
+        return later() if waits else HttpResponse(200, taken.append, [("x-a", "1")])
+
+    async def story() -> None:
+        server = GrpcServer({}, handle)
+        listener = await server.listen("127.0.0.1", 0)
+        client = await RawClient.connect(listener.sockets[0].getsockname()[1])
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = await client.reader.readuntil(b"\r\n\r\n")
+        assert b"\r\nx-a: 1\r\n" in head
+        assert b"\r\ntransfer-encoding: chunked\r\n" in head
+        taken[0].write(b"one")
+        assert await client.reader.readexactly(8) == b"3\r\none\r\n"
+        taken[0].end()
+        assert await client.reader.readexactly(5) == b"0\r\n\r\n"
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await client.reader.readuntil(b"\r\n\r\n")
+        taken[1].on_cancel = left.set
+        client.writer.transport.abort()
+
+        def noticed() -> bool:  # a half-closed connection shows by what cannot be written
+            taken[1].write(b"more")
+            return left.is_set()
+
+        await until(noticed)
+        server.close()
 
     run(story())
 

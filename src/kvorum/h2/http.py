@@ -83,11 +83,12 @@ class HttpRequest:
 
 @dataclass(slots=True)
 class HttpResponse:
-    """``body`` is bytes, or an async iterator of chunks for an answer that grows. Length and
-    connection headers are added by the engine."""
+    """``body`` is bytes, or an async iterator of chunks for an answer that grows, or a function
+    that takes over the ``Answer``, whose head is sent, and writes to it for as long as it likes.
+    Length and connection headers are added by the engine."""
 
     status: int = 200
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | AsyncIterator[bytes] | Callable[[Answer], None] = b""
     headers: Headers = field(default_factory=list)
 
 

@@ -65,18 +65,23 @@ class Responder:
             self._failed(answer, error)
             return
         body = response.body
-        if isinstance(body, bytes):
-            self._send(answer, response)
-        else:
+        if isinstance(body, AsyncIterator):
             await self._stream(answer, response, body)
+        else:
+            answer.on_cancel = None
+            self._send(answer, response)
 
     def _send(self, answer: Answer, response: HttpResponse) -> None:
         body = response.body
-        if not isinstance(body, bytes):
+        if isinstance(body, AsyncIterator):
             self._spawn(answer, self._stream(answer, response, body))
             return
         if any(_UNSAFE.search(name + value) for name, value in response.headers):
             self._failed(answer, ValueError("a response header with a line break"))
+            return
+        if not isinstance(body, bytes):
+            answer.begin(response.status, _with_date(response), None)
+            body(answer)
             return
         answer.begin(response.status, _with_date(response), len(body))
         answer.write(body)

@@ -86,13 +86,13 @@ class HttpClient:
         *,
         headers: Mapping[str, str] = _NO_HEADERS,
         body: Body = b"",
-        timeout: float,  # noqa: ASYNC109 - of the request as a whole, retry included
+        timeout: float | None,  # noqa: ASYNC109 - of the request as a whole, retry included
         max_body: int = 1 << 20,
     ) -> HttpReply:
         """The whole reply of the server at ``url`` (no path) to ``path`` (with its query).
 
         A body that is no bytes is sent chunked. A request that may be sent twice is, once, if a
-        kept connection turns out to be closed.
+        kept connection turns out to be closed. Without a time-out the caller must have one.
 
         Raises:
             ValueError: the URL, path or a header is malformed.
@@ -115,7 +115,7 @@ class HttpClient:
         *,
         headers: Mapping[str, str] = _NO_HEADERS,
         body: Body = b"",
-        timeout: float,  # noqa: ASYNC109 - until the head of the reply
+        timeout: float | None,  # noqa: ASYNC109 - until the head of the reply
     ) -> StreamedReply:
         """As ``request``, but gives the reply as soon as its head is there; ``timeout`` bounds the
         time until then, the request's body included."""

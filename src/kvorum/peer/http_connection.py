@@ -119,6 +119,8 @@ class HttpConnection(asyncio.Protocol):
             cause = error.__context__
             known = cause if isinstance(cause, OSError) else None
             self._fail(known or HttpClientError(f"malformed HTTP reply: {error}"))
+            if cause is not None and known is None:
+                raise cause from None  # a bug of who takes the reply, not the server's fault
         except HttpClientError as error:
             self._fail(error)
 
