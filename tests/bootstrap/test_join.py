@@ -185,7 +185,7 @@ def test_too_many_learners(tmp_path: Path) -> None:
 
 
 def test_discovery_makes_no_sense(tmp_path: Path) -> None:
-    endpoints = {"discovery_endpoints": ("127.0.0.1:1",), "discovery_token": "t"}
+    endpoints: dict[str, Any] = {"discovery_endpoints": ("127.0.0.1:1",), "discovery_token": "t"}
     with pytest.raises(BadInitialCluster, match="discovery URL should not be set when joining"):
         joined(tmp_path, cluster(ONE, TWO, NEW), **endpoints)
 

@@ -24,6 +24,7 @@ from kvorum.server.goimport import GO_FILE_NAME, import_go_database
 from kvorum.server.meta import read_applied
 from kvorum.snap import NoSnapshot
 from kvorum.snap import Snapshotter as SnapFiles
+from kvorum.snap.snapshotter import TEMPORARY_PREFIX
 from kvorum.types import Index, MemberID
 from kvorum.wal import (
     START,
@@ -67,7 +68,7 @@ async def restart(
         WALError, BackendError: a file cannot be opened, is damaged, or is in use.
     """
     with ExitStack() as opened:
-        found = _open(config, loop, places, opened)
+        found = await _open(config, loop, places, opened)
         found.snapshots.remove_temporary()
         await _install_received(found)
         cluster = _restore_cluster(config, found)
@@ -102,7 +103,7 @@ async def restart(
     )
 
 
-def _open(
+async def _open(
     config: ServerConfig, loop: asyncio.AbstractEventLoop, places: Places, opened: ExitStack
 ) -> _Found:
     snapshots = SnapFiles(places.snap)
@@ -119,10 +120,20 @@ def _open(
         wal, log, start = _open_newest(places.wal, known, no_fsync=no_fsync)
         opened.callback(wal.close)
         if known is not None:
-            import_go_database(etcds, places.snap / FILE_NAME)
+            await _in_thread(loop, lambda: import_go_database(etcds, places.snap / FILE_NAME))
         backend = open_backend(config, loop, places.snap)
         opened.callback(backend.close)
     return _Found(backend, wal, log, start, snapshots)
+
+
+async def _in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    """A start that is given up still waits for it: a second one may follow at once."""
+    future = loop.run_in_executor(None, work)
+    try:
+        await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
 
 
 def _open_newest(
@@ -162,9 +173,11 @@ async def _install_received(found: _Found) -> None:
     if not path.exists():
         return  # and it will be said that the database is behind the snapshot
     lg.info("Recovering from snapshot backend", snapshot_index=index, path=str(path))
-    converted = path.with_name(FILE_NAME + ".received")
-    import_go_database(path, converted)
+    converted = path.with_name(f"{TEMPORARY_PREFIX}-{FILE_NAME}")
+    await found.backend.in_thread(lambda: import_go_database(path, converted))
     await found.backend.replace(converted)
+    if read_applied(found.backend)[0] >= index:  # else it is not what its name says
+        found.snapshots.release_dbs(index + 1)
 
 
 def _restore_cluster(config: ServerConfig, found: _Found) -> Cluster:
