@@ -88,7 +88,7 @@ class Member:
             clients = self._bind(config.listen_client_urls)
             plain = self._bind(config.listen_client_http_urls)
             metrics = self._bind(config.listen_metrics_urls)
-            self._http = HttpClient()
+            self._http = HttpClient(source=config.local_address)
             booted = await bootstrap(config, asyncio.get_running_loop(), self._http)
             self._server = Server(config, self.telemetry, booted)
             self._server.start()

@@ -396,3 +396,25 @@ def test_urls() -> None:
 def test_flag_errors_come_before_anything_else() -> None:
     with pytest.raises(FlagError):
         load(["--config-file=/none", "--nope"], {"ETCD_NAME": "x"})
+
+
+@pytest.mark.parametrize(
+    ("advertised", "gate", "address"),
+    [
+        ("http://10.0.0.1:1", "", None),
+        ("http://10.0.0.1:1", "SetMemberLocalAddr=true", "10.0.0.1"),
+        ("http://127.0.0.1:1,http://[::]:1,http://a:1", "SetMemberLocalAddr=true", None),
+        ("http://127.0.0.1:1,http://[fd00::1]:1", "SetMemberLocalAddr=true", "fd00::1"),
+    ],
+)
+def test_where_peer_connections_leave_from(advertised: str, gate: str, address: str | None) -> None:
+    made = settings(f"--initial-advertise-peer-urls={advertised}", f"--feature-gates={gate}")
+    assert made.local_address == address
+
+
+def test_a_program_that_discovers_names_no_members() -> None:
+    made = make(discovery_srv="a.example")
+    assert made.initial_cluster == ""
+    assert make(discovery_endpoints=("a:1",), discovery_token="t").initial_cluster == ""
+    with pytest.raises(ConfigError, match="multiple discovery or bootstrap flags"):
+        make(discovery_srv="a.example", initial_cluster="a=http://b:1")

@@ -65,16 +65,17 @@ def _listen_urls(config: ServerConfig) -> None:
 
 
 def _advertised_urls(config: ServerConfig) -> None:
-    _require_hosts("initial-advertise-peer-urls", config.initial_advertise_peer_urls)
-    _require_hosts("advertise-client-urls", config.advertise_client_urls)
+    form = 'must be "host:port"'
+    _require_hosts("initial-advertise-peer-urls", config.initial_advertise_peer_urls, form)
+    form = 'must be in the format "host:port", "unix:/path/to/socket" or "unixs:/path/to/socket"'
+    _require_hosts("advertise-client-urls", config.advertise_client_urls, form)
 
 
-def _require_hosts(name: str, advertised: tuple[URL, ...]) -> None:
+def _require_hosts(name: str, advertised: tuple[URL, ...], form: str) -> None:
     for url in advertised:
         if not url.is_unix and not url.host:
             raise ConfigError(
-                f'--{name} "{urls.join(advertised)}" must be "host:port" '
-                f"(unexpected empty host ({url}))"
+                f'--{name} "{urls.join(advertised)}" {form} (unexpected empty host ({url}))'
             )
 
 

@@ -73,7 +73,7 @@ def _addresses(config: ServerConfig) -> dict[str, Any]:
         "advertise-client-urls": strings(config.advertise_client_urls),
         "listen-client-urls": strings(config.listen_client_urls),
         "listen-metrics-urls": strings(config.listen_metrics_urls),
-        "local-address": "",
+        "local-address": config.local_address or "",
         "cors": list(config.cors),
         "host-whitelist": list(config.host_whitelist),
         "initial-cluster": _starting_members(config),

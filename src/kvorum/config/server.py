@@ -99,6 +99,15 @@ class ServerConfig(
         return urls.parse_members(self.initial_cluster)
 
     @property
+    def local_address(self) -> str | None:
+        """Where connections to other members leave from: with the gate SetMemberLocalAddr, the
+        first address that we advertise; else the system chooses."""
+        if not self.feature_gates.enabled("SetMemberLocalAddr"):
+            return None
+        hosts = (url.host for url in self.initial_advertise_peer_urls)
+        return next((host for host in hosts if urls.is_foreign_ip(host)), None)
+
+    @property
     def serves_http_apart(self) -> bool:
         """HTTP has its own listeners, so that those of the clients speak gRPC only."""
         return bool(self.listen_client_http_urls)

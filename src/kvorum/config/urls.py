@@ -97,6 +97,14 @@ def is_ip(host: str) -> bool:
     return True
 
 
+def is_foreign_ip(host: str) -> bool:
+    """An address that other machines may know this one by."""
+    if not is_ip(host):
+        return False
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return not (address.is_loopback or address.is_unspecified)
+
+
 def parse_members(text: str) -> dict[str, tuple[URL, ...]]:
     """``name=url,name=url`` as name to sorted URLs; a name may come more than once.
 
