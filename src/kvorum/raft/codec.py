@@ -107,6 +107,8 @@ def decode_next_entry(buf: bytes, start: int, end: int, term: int, index: int) -
     else:
         before, after = _heads[0, term, index >> 14]
         head = before + _LOW14[index & 0x3FFF] + after + b"\x22"
+    if start < end and buf[start] == 0x10:  # etcd 3.7 leaves a type of 0 out
+        head = head[2:]
     pos = start + len(head)
     if pos + 1 < end and buf.startswith(head, start):
         length = buf[pos]
@@ -401,11 +403,8 @@ def _read_message(buf: bytes, pos: int, end: int, depth: int) -> Message:
             pos = start + length
             if pos > end:
                 raise DecodeError("truncated message")
-            if entries:
-                last = entries[-1]
-                entries.append(decode_next_entry(buf, start, pos, last.term, last.index + 1))
-            else:
-                entries.append(_read_entry(buf, start, pos))
+            before = entries[-1] if entries else m  # that an append follows is told before
+            entries.append(decode_next_entry(buf, start, pos, before.term, before.index + 1))
         else:
             number, value, start, pos = next(fields(buf, pos, end))
             if number == 14:
