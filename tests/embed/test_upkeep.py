@@ -76,7 +76,7 @@ async def test_snapshots_and_logs_are_purged(
     monkeypatch.setattr(server_module, "PURGE_INTERVAL", 0.05)
     config = config_of(tmp_path, snapshot_count=10, backend_batch_interval=0.001, max_snapshots=2)
     async with member_on(config) as (member, client):
-        files = member.server._snapshotter._files
+        files = member.server._snapshotter.files
         purged, purge = asyncio.Event(), files.purge
 
         def noticed(*args: Any) -> list[Path]:
@@ -131,6 +131,12 @@ ELSEWHERE = {
     "defragdbFail": "the tests of the backend",
     "raftBeforeFollowerSend": "a cluster of several",
     "raftBeforeAdvance": "a cluster of several",
+    "raftBeforeApplySnap": "a cluster of several",
+    "raftAfterApplySnap": "a cluster of several",
+    "applyBeforeOpenSnapshot": "a cluster of several",
+    "applyAfterOpenSnapshot": "a cluster of several",
+    "beforeLookupWhenForwardLeaseTimeToLive": "a cluster of several",
+    "beforeServeHTTPLeaseRenew": "a cluster of several",
 }
 
 
@@ -196,7 +202,7 @@ async def test_the_first_reason_is_the_one_that_is_told(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Publisher, "attempt", lambda self, *, is_leader: None)
+        patch.setattr(Publisher, "attempt", lambda self: None)
         patch.setattr("kvorum.backend.database.Database.write", broken)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(Member(config).start(), 0.2)

@@ -22,7 +22,8 @@ from kvorum import errors
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import membershippb, mvccpb
 from kvorum.pb.wire import delimited, varint
-from kvorum.raft.types import ConfState, Entry, EntryType
+from kvorum.raft.types import ConfChange, ConfState, Entry, EntryType
+from kvorum.server import applier as applier_module
 from kvorum.server.request import decode_request, encode_request
 from kvorum.types import Index, LeaseID, MemberID, Term
 
@@ -223,14 +224,15 @@ def test_a_batch_counts_its_own_requests(bench: Bench) -> None:
 def test_who_gave_up_is_not_answered_but_the_request_is_carried_out(bench: Bench) -> None:
     for decoded in (True, False):
         caller = bench.propose(pb.PutRequest(key=b"k"))
+        entries = bench.entries()
         bench.proposer.expire(1.0)
         assert caller.failure == errors.Timeout.message
-        entries = bench.entries()
         bench.apply(entries if decoded else as_from_the_log(entries))
         assert len(caller.answers) == 1
     caller = bench.propose(pb.LeaseRevokeRequest(ID=1))
+    entries = bench.entries()
     bench.proposer.expire(1.0)
-    bench.apply(bench.entries())
+    bench.apply(entries)
     assert caller.failure == errors.Timeout.message
     assert bench.state.store.rev == 3
 
@@ -238,9 +240,42 @@ def test_who_gave_up_is_not_answered_but_the_request_is_carried_out(bench: Bench
 def test_a_request_that_came_back_through_the_log_finds_its_caller(bench: Bench) -> None:
     """As it does when it was forwarded to a leader, and came back from there."""
     good, bad = bench.propose(pb.PutRequest(key=b"k")), bench.propose(pb.LeaseRevokeRequest(ID=1))
-    assert bench.apply(as_from_the_log(bench.entries())) == {}
+    counts = bench.apply(as_from_the_log(bench.entries()))
+    assert counts == {"put": 1, "lease_revoke": 1}
     assert reply(good, pb.PutResponse).header == header(2)
     assert bad.failure == errors.LeaseNotFound.message
+
+
+def test_a_forwarded_request_is_not_decoded_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = bench.propose(pb.PutRequest(key=b"k"))
+    entries = bench.entries()
+    bench.proposer.forward(entries)
+    others = Entry(Term(2), Index(3), EntryType.NORMAL, entries[0].data[:-1] + b"\x01")
+    entries[0].index = Index(4)
+    decoded: list[bytes] = []
+    decode = applier_module.decode_request
+
+    def watched(data: bytes) -> Any:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(applier_module, "decode_request", watched)
+    bench.apply(as_from_the_log([others, *entries]))
+    assert decoded == [others.data]  # somebody else's, whose id is another
+    assert reply(mine, pb.PutResponse).header == header(3)
+    assert not bench.proposer.forwarded
+    assert not bench.proposer.waiting
+
+
+def test_a_change_that_raft_made_nothing_of_is_refused(bench: Bench) -> None:
+    caller = Caller()
+    bench.proposer.propose_conf_change(ConfChange(node_id=MemberID(9)), caller)
+    (entry,) = bench.proposer.conf_changes
+    empty = Entry(Term(2), Index(bench.applier.index + 1), local=entry.local)
+    bench.apply([empty])
+    assert caller.failure == errors.RequestTooManyRequests.message
 
 
 # Entries that are no requests of this version

@@ -42,6 +42,7 @@ class Bench:
         self.disk = DiskThread("test-wal", asyncio.get_running_loop())
         self.storage = MemoryStorage()
         self.failures: list[BaseException] = []
+        self.holding = False
         self.cluster = Cluster(7, ME, Buckets())
         self.cluster.add(Member(ME, ("http://p:1",), "me", ("http://c:1",)))
         self.taker = SnapshotTaker(
@@ -55,6 +56,7 @@ class Bench:
             keep=keep,
             last=Index(last),
             failed=self.failures.append,
+            holding=lambda: self.holding,
         )
 
     def log_state(self) -> None:
@@ -161,18 +163,60 @@ def test_the_file_holds_the_members_and_the_log_vouches_for_it(tmp_path: Path) -
 
 
 def test_entries_stay_for_slow_followers(tmp_path: Path) -> None:
+    """In memory, and whatever is on disk; now and then the older ones are let go of."""
+
+    async def story(bench: Bench) -> None:
+        bench.append(300)
+        bench.committed(99)
+        assert bench.storage.first_index() == 1
+        bench.committed(100)
+        assert bench.storage.first_index() == 97
+        assert bench.storage.snapshot().metadata.index == 100
+        assert bench.storage.snapshot().metadata.conf_state == STATE
+        bench.committed(199)
+        assert bench.storage.first_index() == 97
+        bench.committed(250)
+        assert bench.storage.first_index() == 247
+        await bench.idle()
+        assert bench.names() == []
+
+    run(tmp_path, story, count=1000)
+
+
+def test_no_entry_goes_while_a_follower_gets_a_snapshot(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.append(300)
+        bench.holding = True
+        bench.committed(100)
+        assert bench.storage.first_index() == 1
+        assert bench.storage.snapshot().metadata.index == 100
+        bench.holding = False
+        bench.committed(200)
+        assert bench.storage.first_index() == 197
+
+    run(tmp_path, story, count=1000)
+
+
+def test_a_snapshot_of_the_leader_is_newer(tmp_path: Path) -> None:
+    """One of our own that was on its way is no use any more, and the log must not name it last."""
+
     async def story(bench: Bench) -> None:
         bench.append(30)
-        bench.committed(3)
+        bench.committed(12)
+        bench.taker.received(Index(20))
         await bench.idle()
-        assert bench.storage.first_index() == 1
-        bench.committed(20)
+        assert bench.taker.last == 20
+        bench.committed(29)
         await bench.idle()
-        assert bench.storage.first_index() == 17
-        assert bench.storage.snapshot().metadata.index == 20
-        assert bench.storage.snapshot().metadata.conf_state == STATE
+        assert bench.taker.last == 20
+        bench.committed(30)
+        await bench.idle()
+        assert bench.taker.last == 30
+        assert bench.failures == []
 
-    run(tmp_path, story, count=3)
+    run(tmp_path, story)
+    recorded = [r.index for r in wal_package.valid_snapshots(tmp_path / "wal")]
+    assert recorded == [0, 30]
 
 
 def test_only_one_at_a_time(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from kvorum.pb.wire import delimited, int64_field
 from kvorum.raft.types import ConfChange, ConfState, Entry, EntryType
 from kvorum.server.confchange import NO_CHANGE, Change, apply_conf_change
 from kvorum.server.header import HeaderWriter
-from kvorum.server.proposer import Proposer, fail
+from kvorum.server.proposer import CONF_CHANGE, Proposal, Proposer, fail
 from kvorum.server.quota import LEASE_COST, Quota, put_cost, txn_cost
 from kvorum.server.request import decode_request
 from kvorum.server.txn import check_put, execute_delete, execute_put, execute_write_txn
@@ -91,8 +91,15 @@ class Applier:
             "cluster_member_attr_set": self._cluster_member_attr_set,
             "downgrade_info_set": self._downgrade_info_set,
             "downgrade_version_test": self._nothing,
+            CONF_CHANGE: self._refused_by_raft,
         }
         self.load_alarms()
+
+    def take_over(self, index: Index, term: Term, conf_state: ConfState) -> None:
+        """The state was replaced by one as of ``index``."""
+        assert index > self.index, (index, self.index)
+        self.index, self.term, self.conf_state = index, term, conf_state
+        self.conf_changed = True
 
     def load_alarms(self) -> None:
         """Look again at which alarms are on: they decide what is let through."""
@@ -102,8 +109,8 @@ class Applier:
     def apply(
         self, entries: Sequence[Entry], change_conf: Callable[[ConfChange], ConfState]
     ) -> dict[str, int]:
-        """Apply a batch, and answer the callers of this member's own requests; how many of its own
-        there were, by kind."""
+        """Apply a batch, and answer the callers of this member's own requests; how many requests
+        there were of each kind."""
         handlers = self._handlers
         done = self._proposer.done
         store = self._store
@@ -127,30 +134,31 @@ class Applier:
                     if done(proposal.id) is not None:
                         proposal.caller.reply(header.field(store.rev) + body)
             else:
-                self._apply_encoded(entry, change_conf)
+                kind = self._apply_encoded(entry, change_conf)
+                if kind:
+                    counts[kind] = counts.get(kind, 0) + 1
             self.index = entry.index
             self.term = entry.term
         return counts
 
-    def _apply_encoded(self, entry: Entry, change_conf: Callable[[ConfChange], ConfState]) -> None:
-        """An entry that comes from the log or from another member, and so has to be decoded."""
+    def _apply_encoded(self, entry: Entry, change_conf: Callable[[ConfChange], ConfState]) -> str:
+        """An entry that comes from the log or from another member; the kind of request in it."""
         if entry.type is EntryType.CONF_CHANGE:
             self._apply_conf_change(entry, change_conf)
-            return
+            return ""
         assert entry.type is EntryType.NORMAL, f"entry {entry.index} has type {entry.type}"
         if not entry.data:
             self._observer.term_begun(entry.term)
-            return
+            return ""
         if is_v2_request(entry.data):
             before = self._cluster.version
             apply_v2_request(entry.data, self._cluster)
             self._note_version(before)
-            return
-        request_id, kind, request = decode_request(entry.data)
+            return ""
+        kind, request, proposal = self._decode(entry)
         handler = self._handlers.get(kind)
         if handler is None:
             raise NotImplementedError(f"entry {entry.index}: cannot apply a request of kind {kind}")
-        proposal = self._proposer.done(request_id)
         try:
             body = handler(request)
         except EtcdError as error:
@@ -159,6 +167,18 @@ class Applier:
         else:
             if proposal is not None:
                 proposal.caller.reply(self._header.field(self._store.rev) + body)
+        return kind
+
+    def _decode(self, entry: Entry) -> tuple[str, Any, Proposal | None]:
+        """The request in an entry, and who waits for it here. One that this member forwarded to
+        the leader it still has, decoded."""
+        proposer = self._proposer
+        if proposer.forwarded:
+            own = proposer.forwarded.pop(entry.data, None)
+            if own is not None:
+                return own.kind, own.request, proposer.done(own.id)
+        request_id, kind, request = decode_request(entry.data)
+        return kind, request, proposer.done(request_id)
 
     def _apply_conf_change(
         self, entry: Entry, change_conf: Callable[[ConfChange], ConfState]
@@ -287,6 +307,10 @@ class Applier:
         if after != before:
             lg.info("set cluster version", cluster_version=after)
             self._observer.version_changed(parse_version(before), parse_version(after))
+
+    def _refused_by_raft(self, request: Any) -> bytes:
+        """A change of the members in whose place raft has put an empty entry."""
+        raise errors.RequestTooManyRequests
 
     def _nothing(self, request: Any) -> bytes:
         """etcd's test of whether a log can be read by an older version."""

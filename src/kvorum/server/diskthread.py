@@ -6,10 +6,21 @@ import asyncio
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 Work = Callable[[], Any]
 Done = Callable[[Any], None]
+
+
+class Disk(Protocol):
+    """Whoever runs work that blocks, in the order of submission, and tells of its result."""
+
+    def submit(self, work: Work, done: Done) -> None: ...
+
+    @property
+    def idle(self) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class DiskThread:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from kvorum.log import get_logger
+from kvorum.server.proposer import CONF_CHANGE
 from kvorum.telemetry import Counter, Histogram, Telemetry
 
 _OPS: Final = {
@@ -20,6 +21,8 @@ _OPS: Final = {
     "cluster_version_set": "ClusterVersionSet",
     "cluster_member_attr_set": "ClusterMemberAttrSet",
     "downgrade_info_set": "DowngradeInfoSet",
+    "downgrade_version_test": "DowngradeVersionTest",
+    CONF_CHANGE: "ConfChange",
 }
 """etcd's names of the operations that are applied."""
 

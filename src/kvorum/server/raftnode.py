@@ -1,41 +1,55 @@
 """Drives consensus: takes batches in, has them logged, hands out what was committed.
 
 One turn of the write path: `Proposer` wakes this driver; the batch goes into the raft state
-machine; what it wants stored goes to the log's thread; when that is done the answers go back into
-the state machine, which then commits; committed entries are applied and answered. While one fsync
-runs, the next batch gathers, and it is on its way to the disk before the first is applied.
+machine; the entries leave for the other members, and go to the log's thread; when a majority has
+them on disk they are committed; committed entries are applied and answered. While one fsync runs,
+the next batch gathers, and it is on its way to the disk before the first is applied.
+
+What the other members send gathers in the same way: all that came in one turn of the loop goes
+into the state machine before anything is asked of it, so that it is answered as one.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Final, Protocol
 
-from kvorum import errors, failpoint
-from kvorum.raft.errors import ProposalDropped
+from kvorum import failpoint
+from kvorum.log import get_logger
+from kvorum.peer.interface import Transport
+from kvorum.raft.errors import StepPeerNotFound
 from kvorum.raft.rawnode import RawNode
 from kvorum.raft.ready import Ready
+from kvorum.raft.status import Status
 from kvorum.raft.storage import MemoryStorage
 from kvorum.raft.types import (
     EMPTY_HARD_STATE,
     LOCAL_APPEND_THREAD,
     LOCAL_APPLY_THREAD,
     NONE,
+    ConfChange,
+    Entry,
     HardState,
     Message,
+    Snapshot,
     StateType,
 )
 from kvorum.server.applier import Applier
-from kvorum.server.diskthread import DiskThread
-from kvorum.server.proposer import Proposer
+from kvorum.server.diskthread import Disk
+from kvorum.server.intake import Intake
+from kvorum.server.outbox import condense
+from kvorum.server.proposer import Caller, Proposer
 from kvorum.server.reads import ReadGate
 from kvorum.types import Index, MemberID, Term
-from kvorum.wal import WAL, WriteBatch, WriteTimes
+from kvorum.wal import WAL, SnapshotRecord, WriteBatch, WriteTimes
 
 QUICK_SYNC: Final = 0.001
 """Seconds that a sync may take for the next one to be done on the loop."""
+
+lg = get_logger()
 
 
 class Observer(Protocol):
@@ -44,6 +58,16 @@ class Observer(Protocol):
     def leader_changed(self, leader: MemberID, *, is_leader: bool, term: Term) -> None: ...
     def applied(self, counts: dict[str, int], seconds: float) -> None: ...
     def logged(self, times: WriteTimes, size: int) -> None: ...
+    def sending(self, messages: Sequence[Message]) -> None: ...
+    def receiving_snapshot(self, snapshot: Snapshot) -> None:
+        """A snapshot of the leader is about to be logged."""
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        """In the log's thread: put the ``.snap`` file on disk."""
+
+    def install_snapshot(self, snapshot: Snapshot) -> None:
+        """A snapshot of the leader is in the log: replace the state by it, and call `installed`."""
+
     def failed(self, error: BaseException) -> None: ...
 
 
@@ -57,11 +81,12 @@ class RaftNode:
         node: RawNode,
         storage: MemoryStorage,
         wal: WAL,
-        disk: DiskThread,
+        disk: Disk,
         applier: Applier,
         proposer: Proposer,
         reads: ReadGate,
         observer: Observer,
+        transport: Transport,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._id = member
@@ -69,6 +94,7 @@ class RaftNode:
         self.is_leader = False
         self.term = Term(0)
         self.committed = Index(0)
+        self.transport = transport
         self._node = node
         self._storage = storage
         self._wal = wal
@@ -82,7 +108,13 @@ class RaftNode:
         self._writing = 0
         self._quick = False
         self._unlogged: HardState | None = None  # a commit index that waits for the next write
+        self._logged_vote = node.basic_status().hard_state[:2]
         self._stopped = False
+        self._intake = Intake(node, proposer, self.wake)
+        self._installing: Index | None = None
+        self._held: deque[Message] = deque()  # entries to be applied after that
+
+    # Calls from outside
 
     def start(self) -> None:
         """Apply what is committed and not in the backend yet; the only voter then campaigns at
@@ -103,44 +135,87 @@ class RaftNode:
             self._loop.call_soon(self._turn)
 
     def tick(self) -> None:
-        if not self._stopped:
+        """One unit of time has passed."""
+        self.advance_ticks(1)
+
+    def advance_ticks(self, ticks: int) -> None:
+        """Several have, or nobody need wait for them."""
+        if self._stopped:
+            return
+        for _ in range(ticks):
             self._node.tick()
-            self._advance()
+        self._advance()
 
     def ask_read_index(self, context: bytes) -> None:
         self._node.read_index(context)
+
+    def propose_conf_change(self, change: ConfChange, caller: Caller) -> None:
+        """Propose a change of the members. The caller gets an empty reply once it is applied here,
+        or the error with which it was refused."""
+        self._proposer.propose_conf_change(change, caller)
+
+    def transfer_leader(self, target: MemberID) -> None:
+        """Try to have another member lead. Whether it does is to be watched; after an election
+        time-out the leader goes on as before."""
+        if not self._stopped:
+            self._node.transfer_leader(target)
+            self._advance()
+
+    def status(self) -> Status:
+        return self._node.status()
+
+    def receive(self, message: Message) -> None:
+        """Take a message of another member, for the next turn."""
+        self._intake.receive(message)
+
+    def receive_snapshot(self, message: Message) -> bool:
+        """Take a MsgSnap, whose database is in its place; whether the database is needed."""
+        assert message.snapshot is not None
+        if self._stopped:
+            return False
+        self._advance()
+        try:
+            self._intake.step(message)
+        except Exception as error:  # as in `_advance`
+            self._observer.failed(error)
+            return False
+        wanted = self._node.raft.log.unstable.snapshot
+        taken = wanted is not None and wanted.metadata == message.snapshot.metadata
+        self._advance()
+        return taken
+
+    def report_unreachable(self, member: MemberID) -> None:
+        if not self._stopped:
+            self._node.report_unreachable(member)
+            self.wake()
+
+    def report_snapshot(self, member: MemberID, ok: bool) -> None:
+        if not self._stopped:
+            self._node.report_snapshot(member, ok)
+            self.wake()
 
     def stop(self) -> None:
         """Take nothing more in, and report nothing more."""
         self._stopped = True
 
+    # One turn
+
     def _turn(self) -> None:
         self._woken = False
-        if self._stopped:
-            return
-        self._reads.send()
-        if not self._writing:
-            self._propose()
-        self._advance()
+        if not self._stopped:
+            self._advance()
 
     def _advance(self) -> None:
-        """`_process`, as the last step of a callback of the loop: what goes wrong in there leaves
-        the state in doubt, so the member must not go on."""
+        """The last step of a callback of the loop: what goes wrong in there leaves the state in
+        doubt, so the member must not go on."""
         try:
+            self._intake.step_messages()
+            if not self._reads.unanswered:
+                self._reads.send()
+            self._intake.propose(writing=self._writing > 0)
             self._process()
         except Exception as error:
             self._observer.failed(error)
-
-    def _propose(self) -> None:
-        if self.leader == NONE:
-            return  # they wait for a leader, or until their time is up
-        entries = self._proposer.take_batch()
-        if not entries:
-            return
-        try:
-            self._node.propose(entries)
-        except ProposalDropped:
-            self._proposer.drop(entries, errors.RequestTooManyRequests)
 
     def _process(self) -> None:
         """Carry out what the state machine asks for, until it asks for nothing."""
@@ -152,19 +227,29 @@ class RaftNode:
             if ready.hard_state is not EMPTY_HARD_STATE:
                 self.committed = ready.hard_state.commit
                 self._take_term(ready.hard_state.term)
-            for state in ready.read_states:
-                self._reads.confirm(state.context, state.index)
+            if ready.read_states:
+                self._confirm_reads(ready)
             self._dispatch(ready.messages)
         self._reads.release(self._applier.index)
 
+    def _confirm_reads(self, ready: Ready) -> None:
+        reads = self._reads
+        for state in ready.read_states:
+            reads.confirm(state.context, state.index)
+        if reads.gathered and not reads.unanswered:
+            reads.send()
+
     def _take_soft_state(self, ready: Ready) -> None:
         assert ready.soft_state is not None
+        before = self.leader
         self.leader = ready.soft_state.lead
         self.is_leader = ready.soft_state.state is StateType.LEADER
         self.term = self._node.basic_status().hard_state.term
         self._observer.leader_changed(self.leader, is_leader=self.is_leader, term=self.term)
         if self.leader != NONE:
             self.wake()
+            if self.leader != before:
+                self._reads.ask_again()
 
     def _take_term(self, term: Term) -> None:
         if term != self.term:
@@ -172,29 +257,45 @@ class RaftNode:
             self._observer.leader_changed(self.leader, is_leader=self.is_leader, term=term)
 
     def _dispatch(self, messages: Sequence[Message]) -> None:
-        """Appends first: the disk gets the next batch before this thread applies the last one."""
+        """Other members first, so that their disks work beside this one's (thesis, 10.2.1: what
+        must not leave before it is on disk here is among the responses of the append); then the
+        disk, which gets the next batch before this thread applies the last one."""
         if failpoint.active:
             failpoint.hit("raftBeforeLeaderSend" if self.is_leader else "raftBeforeFollowerSend")
-        apply = None
+        append = apply = None
+        peers: list[Message] = []
         for message in messages:
             if message.to == LOCAL_APPEND_THREAD:
-                self._append(message)
+                append = message
             elif message.to == LOCAL_APPLY_THREAD:
                 apply = message
             else:
-                raise NotImplementedError(f"a message to member {message.to:x}")
+                peers.append(message)
+        if peers:
+            self._send(peers)
+        if append is not None:
+            self._append(append)
         if apply is not None:
             self._apply(apply)
+
+    def _send(self, messages: list[Message]) -> None:
+        messages = condense(messages)
+        self._observer.sending(messages)
+        self.transport.send(messages)
+
+    # The log
 
     def _append(self, message: Message) -> None:
         if message.hard_state != EMPTY_HARD_STATE:
             self._unlogged = message.hard_state
-        if not message.entries and not message.responses:
+        if message.snapshot is not None:
+            self._append_snapshot(message, message.snapshot)
+            return
+        if not message.entries and not message.responses and not self._voted():
             return  # only the commit index moved: it need not be safe, so it goes with the next
         if failpoint.active:
             failpoint.hit("raftBeforeSave")
-        batch = self._wal.encode(self._unlogged, message.entries)
-        self._unlogged = None
+        batch = self._encode(message.entries)
         if len(message.entries) == 1 and self._quick and self._disk.idle and self._is_alone():
             self._finish_write(message, batch, self._wal.write(batch))
             return
@@ -202,6 +303,35 @@ class RaftNode:
         self._disk.submit(
             lambda: self._wal.write(batch), lambda result: self._logged(message, batch, result)
         )
+
+    def _voted(self) -> bool:
+        """Whether the state that waits to be logged has another term or vote."""
+        return self._unlogged is not None and self._unlogged[:2] != self._logged_vote
+
+    def _encode(self, entries: Sequence[Entry]) -> WriteBatch:
+        state, self._unlogged = self._unlogged, None
+        if state is not None:
+            self._logged_vote = state[:2]
+        return self._wal.encode(state, entries)
+
+    def _append_snapshot(self, message: Message, snapshot: Snapshot) -> None:
+        """The file first, then the record that vouches for it, then the state that counts on both:
+        wherever this is cut off, the next start finds either state of things complete."""
+        self._observer.receiving_snapshot(snapshot)
+        record = self._wal.encode_snapshot(SnapshotRecord.of(snapshot.metadata))
+        batch = self._encode(message.entries)
+
+        def write() -> WriteTimes:
+            if failpoint.active:
+                failpoint.hit("raftBeforeSaveSnap")
+            self._observer.save_snapshot(snapshot)
+            if failpoint.active:
+                failpoint.hit("raftAfterSaveSnap")
+                failpoint.hit("raftBeforeSave")
+            return self._wal.write_all((record, batch))
+
+        self._writing += 1
+        self._disk.submit(write, lambda result: self._logged(message, batch, result))
 
     def _is_alone(self) -> bool:
         """Whether nobody depends on this member's heartbeats.
@@ -211,13 +341,13 @@ class RaftNode:
         served, so it is done only as long as syncs are quick, and what arrives meanwhile makes a
         larger batch, which goes to the thread.
         """
-        return self._applier.conf_state.voters == (self._id,)
+        state = self._applier.conf_state
+        return state.voters == (self._id,) and not state.learners
 
     def log_state(self) -> None:
         """Have the commit index logged that waits for a next write, without an fsync."""
         if self._unlogged is not None:
-            batch = self._wal.encode(self._unlogged, [])
-            self._unlogged = None
+            batch = self._encode([])
             self._disk.submit(lambda: self._wal.write(batch), self._state_logged)
 
     def _state_logged(self, result: object) -> None:
@@ -239,25 +369,81 @@ class RaftNode:
         except Exception as error:  # as in `_advance`
             self._observer.failed(error)
             return
-        if not self._writing:
-            self._propose()
         self._advance()
 
     def _finish_write(self, message: Message, batch: WriteBatch, times: WriteTimes) -> None:
-        """Tell the state machine that what it asked for is on disk."""
+        """Tell the state machine, and those who wait, that what it asked for is on disk."""
         if failpoint.active:
             failpoint.hit("raftAfterSave")
         self._quick = times.sync < QUICK_SYNC
         self._observer.logged(times, batch.size)
+        if message.snapshot is not None:
+            self._begin_install(message.snapshot)
         self._storage.append(message.entries)
+        own = self._id
+        peers = [response for response in message.responses if response.to != own]
+        if peers:
+            self._send(peers)
         for response in message.responses:
+            if response.to == own:
+                self._respond(response)
+
+    def _respond(self, response: Message) -> None:
+        """A member that was just removed does not know itself any more; that is no error."""
+        try:
             self._node.step(response)
+        except StepPeerNotFound:
+            lg.debug("ignored a message to a removed member", message_type=response.type.label)
+
+    # Applying
 
     def _apply(self, message: Message) -> None:
+        if self._installing is not None:
+            self._held.append(message)
+            return
         started = perf_counter()
-        counts = self._applier.apply(message.entries, self._node.apply_conf_change)
+        entries = message.entries
+        done = self._applier.index - entries[0].index + 1
+        if done > 0:
+            entries = entries[done:]  # the database of a snapshot reached further than was said
+        counts = self._applier.apply(entries, self._node.apply_conf_change)
         self._observer.applied(counts, perf_counter() - started)
         if failpoint.active:
             failpoint.hit("raftBeforeAdvance")
         for response in message.responses:
-            self._node.step(response)
+            self._respond(response)
+
+    def _begin_install(self, snapshot: Snapshot) -> None:
+        """The leader's snapshot is safe on disk. From here on the log goes on after it, and what is
+        committed waits until the state has caught up; what came before it need not be applied."""
+        index = snapshot.metadata.index
+        if failpoint.active:
+            failpoint.hit("raftBeforeApplySnap")
+        self._storage.apply_snapshot(snapshot)
+        if failpoint.active:
+            failpoint.hit("raftAfterApplySnap")
+        lg.info("applied incoming Raft snapshot", snapshot_index=index)
+        self._wal.release_to(index)
+        if failpoint.active:
+            failpoint.hit("raftAfterWALRelease")
+        self._installing = index
+        held, self._held = self._held, deque()
+        for message in held:
+            assert message.entries[-1].index <= index, (message.entries[-1].index, index)
+            for response in message.responses:
+                self._respond(response)
+        self._observer.install_snapshot(snapshot)
+
+    def installed(self, index: Index) -> None:
+        """The state is that of the snapshot at ``index``: go on with what was committed since."""
+        if self._stopped or index != self._installing:
+            return  # or another snapshot came meanwhile, and is installed next
+        self._installing = None
+        held, self._held = self._held, deque()
+        try:
+            for message in held:
+                self._apply(message)
+        except Exception as error:  # as in `_advance`
+            self._observer.failed(error)
+            return
+        self._advance()

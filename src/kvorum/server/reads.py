@@ -1,7 +1,8 @@
 """Linearizable reads: one ReadIndex for all reads of a turn (Raft thesis, section 6.4).
 
 A batch asks consensus for the commit index at a moment after all its reads arrived, and is
-answered from the store once that index was applied here.
+answered from the store once that index was applied here. Where an answer takes its time, since
+other members have a say in it, the owner lets what comes meanwhile gather for the next batch.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class ReadGate:
         self._wake = wake
         self._clock = clock
         self._gathering: list[Read] = []
+        self._since = 0.0  # when the first of those came
         self._batches: deque[_Batch] = deque()
         self._waiting = 0
 
@@ -66,6 +68,11 @@ class ReadGate:
     def gathered(self) -> bool:
         """Whether there are reads that `send` has not taken yet."""
         return bool(self._gathering)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether consensus still owes an answer."""
+        return bool(self._batches) and self._batches[-1].index is None
 
     def read(self, run: Run, request: Any, caller: Caller) -> None:
         """Call ``run(request, caller)`` once the store is fresh enough, or fail the caller."""
@@ -77,6 +84,7 @@ class ReadGate:
             return
         self._waiting += 1
         if not self._gathering:
+            self._since = self._clock()
             self._wake()
         self._gathering.append((run, request, caller))
 
@@ -85,9 +93,22 @@ class ReadGate:
         if not self._gathering:
             return
         context = self._next_id().to_bytes(8, "big")
-        self._batches.append(_Batch(context, self._gathering, self._clock()))
+        self._batches.append(_Batch(context, self._gathering, self._since))
         self._gathering = []
         self._ask(context)
+
+    def ask_again(self) -> None:
+        """Whatever was asked may be lost, as with a leader that is none any more: ask for all at
+        once, what was gathered since included."""
+        if not self.unanswered:
+            return
+        now = self._clock()
+        for batch in self._batches:
+            batch.asked = now
+        if self._gathering:
+            self.send()
+        else:
+            self._ask(self._batches[-1].context)
 
     def confirm(self, context: bytes, index: Index) -> None:
         """Consensus answered: reads asked for under this context, or before it, may see the state
@@ -114,17 +135,23 @@ class ReadGate:
                     lg.error("a read failed", request=str(request), error=repr(error))
                     caller.fail(Code.INTERNAL, f"kvorum: {error!r}")
 
-    def expire(self, now: float, timeout: float) -> None:
+    def expire(
+        self,
+        now: float,
+        timeout: float,
+        why: Callable[[], type[EtcdError]] = lambda: errors.Timeout,
+    ) -> None:
         """Ask again for batches without an answer, and give up on those that are too old."""
         batches = self._batches
         while batches and now - batches[0].started >= timeout:
             self.failed += 1
-            self._refuse(batches.popleft(), errors.Timeout)
-        for batch in batches:
-            if batch.index is None and now - batch.asked >= RETRY_SECONDS:
-                self.slow += 1
-                batch.asked = now
-                self._ask(batch.context)
+            self._refuse(batches.popleft(), why())
+        if not self.unanswered:
+            if self._gathering:
+                self._wake()
+        elif now - batches[-1].asked >= RETRY_SECONDS:
+            self.slow += 1
+            self.ask_again()
 
     def close(self, error: type[EtcdError]) -> None:
         """Refuse everything that waits, and all that comes from now on."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
+from random import Random
 from typing import Any, Final
 
 from kvorum import errors
@@ -16,38 +18,50 @@ from kvorum.config import ServerConfig, compaction_retention
 from kvorum.errors import Code, EtcdError
 from kvorum.lease.lessor import Lessor, LessorLimits
 from kvorum.log import get_logger
-from kvorum.membership import Version
+from kvorum.membership import Version, parse_version
 from kvorum.mvcc.store import Store
 from kvorum.mvcc.watch import WatchHub, WatchLimits
 from kvorum.mvcc.watch_source import StoreHistory
 from kvorum.pb import etcdserverpb as pb
+from kvorum.peer.http_client import HttpClient
+from kvorum.peer.interface import MakeTransport, Transport
 from kvorum.raft.config import Config as RaftConfig
 from kvorum.raft.rawnode import RawNode
-from kvorum.raft.types import NONE, ConfState
+from kvorum.raft.types import NONE, ConfState, Message, Snapshot
+from kvorum.server.alone import Alone
 from kvorum.server.applier import Applier
 from kvorum.server.autocompact import AutoCompactor
-from kvorum.server.bootstrap import Booted
+from kvorum.server.blame import Blame
+from kvorum.server.booted import Booted
 from kvorum.server.compaction import Compactions
 from kvorum.server.confchange import Change
-from kvorum.server.diskthread import DiskThread
-from kvorum.server.errors import BadDataDirectory
+from kvorum.server.diskthread import Disk, DiskThread
+from kvorum.server.errors import BadDataDirectory, MemberRemoved
 from kvorum.server.expiry import INTERVAL as EXPIRY_INTERVAL
 from kvorum.server.expiry import LeaseExpiry
+from kvorum.server.firstticks import skip_first_ticks
+from kvorum.server.handover import hand_over
 from kvorum.server.header import HeaderWriter
+from kvorum.server.heartbeats import HeartbeatWatch
+from kvorum.server.host import PeerHost
+from kvorum.server.install import SnapshotInstaller
 from kvorum.server.meta import (
-    read_storage_version,
+    read_applied,
     write_applied,
     write_conf_state,
-    write_storage_version,
 )
 from kvorum.server.metrics import ServerMetrics
 from kvorum.server.proposer import Caller, Ignored, Proposer, Told, fail
-from kvorum.server.publisher import CLUSTER_VERSION, Publisher
+from kvorum.server.publisher import Publisher
 from kvorum.server.quota import Quota
 from kvorum.server.raftnode import RaftNode
+from kvorum.server.raftlog import RaftLog
 from kvorum.server.reads import ReadGate
 from kvorum.server.request import RequestIds
+from kvorum.server.sending import SnapshotSender
 from kvorum.server.snapshotter import PURGE_INTERVAL, SnapshotTaker
+from kvorum.server.to_leader import Requests
+from kvorum.server.together import Together
 from kvorum.telemetry import Telemetry
 from kvorum.types import Index, MemberID, Revision, Term
 from kvorum.wal import WALError, WriteTimes
@@ -55,6 +69,10 @@ from kvorum.wal import WALError, WriteTimes
 SWEEP_INTERVAL: Final = 0.5
 MAX_UNCOMMITTED: Final = 500_000
 """Operations that the backend may have in memory only, while its disk is slower than the log's."""
+LEAVE_SECONDS: Final = 1.0
+"""How long a member goes on after it has learnt that it was removed, as in etcd."""
+MAX_INFLIGHT_BYTES: Final = 32 * 1024 * 1024
+"""Of log entries on their way to a follower: more would only fill the queues of a slow one."""
 GRPC_OVERHEAD: Final = 512 * 1024
 """Bytes by which a gRPC message may exceed ``--max-request-bytes``, as in etcd."""
 
@@ -66,8 +84,26 @@ class Server:
     set once the cluster knows this member, `failure` gets the reason if it cannot go on.
     """
 
-    def __init__(self, config: ServerConfig, telemetry: Telemetry, booted: Booted) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        telemetry: Telemetry,
+        booted: Booted,
+        *,
+        make_transport: MakeTransport | None = None,
+        disk: Disk | None = None,
+        chance: Random | None = None,
+        unix_time: Callable[[], float] = time.time,
+        http: Requests | None = None,
+    ) -> None:
         """Put the parts together. The files of ``booted`` belong to the server from here on.
+
+        Args:
+            make_transport: how it speaks with other members; without, it speaks with nobody.
+            disk: the thread that writes the log.
+            chance: spreads elections.
+            unix_time: seconds since 1970.
+            http: how it asks other members; without, by a client of its own.
 
         Raises:
             StartError, WALError, BackendError: the data directory cannot be used.
@@ -78,7 +114,7 @@ class Server:
         self.ready = asyncio.Event()
         self.failure: asyncio.Future[BaseException] = self.loop.create_future()
         self._wal = booted.wal
-        self._disk = DiskThread("kvorum-wal", self.loop)
+        self._disk = disk or DiskThread("kvorum-wal", self.loop)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._frozen = (Index(0), Term(0), ConfState())
@@ -89,11 +125,14 @@ class Server:
         self.cluster = booted.cluster
         self.backend = booted.backend
         self._metrics = ServerMetrics(telemetry, config.warning_apply_duration)
+        self._own_http = HttpClient() if http is None else None
+        self.http: Requests = self._own_http or http  # type: ignore[assignment]
         with self._files() as files:
-            self.storage_version = read_storage_version(self.backend)
             self._build_state(booted)
-            self._build_consensus(booted)
+            self._build_consensus(booted, chance or Random(os.urandom(16)), unix_time)
+            self._build_peers(booted, make_transport)
             self._build_upkeep(booted)
+            self._build_together(booted, unix_time)
             files.pop_all()
 
     def _files(self) -> ExitStack:
@@ -135,11 +174,13 @@ class Server:
             now=self.loop.time(),
         )
 
-    def _build_consensus(self, booted: Booted) -> None:
+    def _build_consensus(
+        self, booted: Booted, chance: Random, unix_time: Callable[[], float]
+    ) -> None:
         """The write path and the read path."""
         config, loop = self.config, self.loop
         self.proposer = Proposer(
-            RequestIds(self.id, int(time.time() * 1000)),
+            RequestIds(self.id, int(unix_time() * 1000)),
             max_request_bytes=config.max_request_bytes,
             wake=lambda: self.raft.wake(),
             clock=loop.time,
@@ -169,8 +210,11 @@ class Server:
                 applied=booted.applied,
                 election_tick=config.election_ticks,
                 async_storage_writes=True,
+                max_inflight_bytes=MAX_INFLIGHT_BYTES,
                 check_quorum=True,
                 pre_vote=config.pre_vote,
+                logger=RaftLog(lg.bind(logger="raft")),
+                rng=chance,
             )
         )
         self.raft = RaftNode(
@@ -183,8 +227,50 @@ class Server:
             proposer=self.proposer,
             reads=self.reads,
             observer=self,
+            transport=Alone(),
             loop=loop,
         )
+
+    def _build_peers(self, booted: Booted, make_transport: MakeTransport | None) -> None:
+        """What this member has to do with others."""
+        config, loop = self.config, self.loop
+        files = booted.snapshots
+        self._remotes = booted.remotes
+        self._heartbeats = HeartbeatWatch(
+            config.tick, loop.time, self.telemetry.server.late_heartbeats
+        )
+        self._blame = Blame(self.raft, self.cluster, config.election_timeout / 1000)
+        self._sender = SnapshotSender(
+            member=self.id,
+            cluster_id=self.cluster.id,
+            backend=self.backend,
+            directory=files.directory,
+            loop=loop,
+        )
+        self._installer = SnapshotInstaller(
+            files=files,
+            backend=self.backend,
+            loop=loop,
+            restore=self._take_over,
+            done=self.raft.installed,
+            failed=self.failed,
+            in_progress=self.telemetry.server.snapshot_applying,
+        )
+        self.host = PeerHost(
+            member=self.id,
+            cluster=self.cluster,
+            raft=self.raft,
+            installer=self._installer,
+            sender=self._sender,
+            directory=files.directory,
+            gone=self._leave,
+        )
+        if make_transport is not None:
+            self.raft.transport = make_transport(self.host)
+
+    @property
+    def transport(self) -> Transport:
+        return self.raft.transport
 
     def _build_upkeep(self, booted: Booted) -> None:
         """What goes on beside the requests."""
@@ -215,6 +301,7 @@ class Server:
             keep=config.snapshot_catchup_entries,
             last=booted.snapshot_index,
             failed=self.failed,
+            holding=lambda: self._sender.holds_log,
         )
         self._publisher = Publisher(
             member=self.id,
@@ -228,27 +315,48 @@ class Server:
             config.auto_compaction_mode, compaction_retention(config), self
         )
 
+    def _build_together(self, booted: Booted, unix_time: Callable[[], float]) -> None:
+        """What the members ask of each other."""
+        together = self._together = Together(
+            self,
+            backend=self.backend,
+            http=self.http,
+            metrics=self.telemetry.server,
+            spawn=self._run_task,
+            log=lambda: self._snapshotter.entries_since(booted.storage),
+            take_snapshot=self._snapshotter.force,
+            unix_time=unix_time,
+        )
+        self.leadership, self.catch_up = together.leadership, together.catch_up
+        self.members, self.leases = together.members, together.leases
+        self.downgrades = together.downgrades
+
+    @property
+    def storage_version(self) -> str:
+        """The version of what is on disk, "" if it cannot be told."""
+        return self._together.storage_version()
+
     # Starting and stopping
 
     def start(self) -> None:
-        """Replay what the backend does not hold yet, take part in consensus, begin the upkeep.
-
-        Raises:
-            BadDataDirectory: the member is not alone in its cluster.
-        """
+        """Replay what the backend does not hold yet, take part in consensus, begin the upkeep."""
+        for member in (*self._remotes, *self.cluster.others()):
+            if member.id != self.id:
+                self.transport.add_peer(member.id, member.peer_urls)
         self.raft.start()
-        voters = self.applier.conf_state.voters
-        if voters != (self.id,):
-            names = ", ".join(f"{voter:x}" for voter in voters)
-            raise BadDataDirectory(
-                f"the data directory is that of a cluster with the voters {names}; this version"
-                " runs clusters of one"
-            )
+        if self.id in self.cluster.removed:
+            self._leave_soon()
+        others = self.applier.conf_state.voters != (self.id,)
+        if others and self.config.initial_election_tick_advance:
+            ticks = self.config.election_ticks
+            self._run_task(skip_first_ticks(self.raft, self.cluster, ticks))
         if self.store.compactions:
             self.compactions.start()
-        self._every(self.config.tick, self.raft.tick)
+        self._every(self.config.tick, self._tick)
         self._every(SWEEP_INTERVAL, self._sweep)
-        self._every(EXPIRY_INTERVAL, self._expire_leases)
+        self._every(EXPIRY_INTERVAL, self._together.expire_leases)
+        for interval, chore in self._together.chores():
+            self._every(interval, chore)
         self._every(PURGE_INTERVAL, self._purge)
         self._every(1.0, lambda: self.hub.tick(self.loop.time()))
         if self._autocompactor is not None:
@@ -273,15 +381,27 @@ class Server:
         if self._stopping:
             return
         self._stopping = True
-        for timer in self._timers.values():
-            timer.cancel()
         self.proposer.close(errors.Stopped)
         self.reads.close(errors.Stopped)
+        if not self.failure.done():
+            await hand_over(
+                self.raft,
+                self.cluster,
+                self.loop,
+                tick=self.config.tick,
+                patience=self.config.request_timeout,
+            )
+        for timer in self._timers.values():
+            timer.cancel()
         self.raft.stop()
+        await self.transport.close()
+        await self._installer.stop()
         await self.compactions.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._own_http is not None:
+            await self._own_http.close()
         if self.failure.done():
             with suppress(WALError, BackendError):  # what is wrong with them was reported
                 self._files().close()
@@ -301,29 +421,61 @@ class Server:
             self.failure.set_result(error)
             self.backend.refuse_commits(error)
 
+    def _leave_soon(self) -> None:
+        """This member was removed. For a moment it goes on, so that the others learn from it that
+        they may go on without it."""
+        lg.info("removed from the cluster", local_member_id=f"{self.id:x}")
+        self._timers["leave"] = self.loop.call_later(LEAVE_SECONDS, self._leave)
+
+    def _leave(self) -> None:
+        """This member was removed, and stops."""
+        if not self.failure.done():
+            error = MemberRemoved()
+            lg.warn("server error", error=str(error))
+            lg.warn("data-dir used by this member must be removed")
+            self.failure.set_result(error)
+
     # What the driver of consensus reports
 
     def leader_changed(self, leader: MemberID, *, is_leader: bool, term: Term) -> None:
         self.header.set_term(term)
         if leader != self._known_leader:
             self._known_leader = leader
-            self._metrics.leader_changed()
+            self._heartbeats.reset()
+            if leader:
+                self._metrics.leader_changed()
+            if is_leader:
+                self._blame.elected(self.now())
         if not is_leader and self.lessor.primary:
             self.lessor.demote()
         if leader:
-            self._publisher.attempt(is_leader=is_leader)
+            self._publisher.attempt()
+        self._together.leader_changed(is_leader=is_leader)
 
     def term_begun(self, term: Term) -> None:
         """A leader's first entry was applied. If it is our own, all entries of former terms were
         applied too, and from here on time passes for the leases."""
-        if self.raft.is_leader and term == self.raft.term:
+        leads = self.raft.is_leader and term == self.raft.term
+        if leads and not self.lessor.primary:  # raft may put an empty entry in another's place
             self.lessor.promote(self.now(), self.config.election_timeout / 1000)
 
     def membership_changed(self, change: Change) -> None:
         """The member list is another."""
+        self._together.membership_changed()
+        transport, member = self.transport, change.member
+        if member == self.id:
+            if change.kind == "remove":
+                self._leave_soon()
+        elif change.kind == "add":
+            transport.add_peer(member, change.urls)
+        elif change.kind == "update":
+            transport.update_peer(member, change.urls)
+        elif change.kind == "remove":
+            transport.remove_peer(member)
 
     def version_changed(self, before: Version | None, after: Version | None) -> None:
         """The cluster version is another."""
+        self._together.version_changed(before, after)
 
     def applied(self, counts: dict[str, int], seconds: float) -> None:
         """A batch was applied: show it to those who watch, and start what it made necessary."""
@@ -335,14 +487,59 @@ class Server:
             self.hub.notify(changes)
         if store.compactions and not self.compactions.running:
             self.compactions.start()
-        if self.cluster.version != self.storage_version:
-            self._migrate_storage()
+        self._together.applied()
 
     def logged(self, times: WriteTimes, size: int) -> None:
         disk = self.telemetry.disk
         disk.wal_write.observe(times.write)
         disk.wal_fsync.observe(times.sync)
         disk.wal_bytes.value += size
+        self._sender.logged_bytes += size
+
+    def sending(self, messages: Sequence[Message]) -> None:
+        if self.raft.is_leader:
+            self._heartbeats.sending(messages)
+
+    def receiving_snapshot(self, snapshot: Snapshot) -> None:
+        self._snapshotter.received(snapshot.metadata.index)
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        self._snapshotter.files.save(snapshot)
+
+    def install_snapshot(self, snapshot: Snapshot) -> None:
+        self._installer.install(snapshot)
+
+    def _take_over(self, snapshot: Snapshot) -> None:
+        """The backend has the content of a snapshot of the leader: all else follows it.
+
+        Raises:
+            BadDataDirectory: it is not the content that the snapshot promises.
+        """
+        meta = snapshot.metadata
+        index, term = read_applied(self.backend)
+        if index < meta.index:
+            raise BadDataDirectory(
+                f"the database of the snapshot at entry {meta.index} ends at entry {index}"
+            )
+        self.applier.take_over(index, term, meta.conf_state)
+        self.lessor.restore(value for _, value in self.backend.range("lease", b"", None))
+        self.store.restore()
+        self.hub.restore()
+        self.alarms.restore()
+        self.applier.load_alarms()
+        self._take_over_cluster()
+        self.quota.refresh()
+
+    def _take_over_cluster(self) -> None:
+        before = set(self.cluster.members)
+        version = parse_version(self.cluster.version)
+        self.cluster.restore()
+        for member in before - set(self.cluster.members):
+            self.transport.remove_peer(member)
+        for other in self.cluster.others():
+            self.transport.add_peer(other.id, other.peer_urls)
+            self.transport.update_peer(other.id, other.peer_urls)
+        self.version_changed(version, parse_version(self.cluster.version))
 
     def _persists_checkpoints(self) -> bool:
         """Members before 3.6 store no checkpoints, and all members must store the same."""
@@ -357,16 +554,11 @@ class Server:
         if self.hub.sync_step():
             self._wake_watches()
 
-    def _migrate_storage(self) -> None:
-        """The storage version follows the cluster version; since 3.6 that is but a new value."""
-        if self.cluster.version == CLUSTER_VERSION:
-            self.storage_version = self.cluster.version
-            write_storage_version(self.backend, self.storage_version)
-            lg.info("updated storage version", new_storage_version=self.storage_version)
-
     # The backend's commits
 
     def _before_commit(self) -> None:
+        if self._installer.busy:
+            return  # nothing is applied now, and the content may be that of the snapshot already
         applier = self.applier
         self._frozen = (applier.index, applier.term, applier.conf_state)
         self._frozen_after = self.backend.commits
@@ -379,22 +571,24 @@ class Server:
     def _after_commit(self) -> None:
         self.proposer.crowded = False
         self.quota.refresh()
+        if self._installer.busy:
+            return
         if self.backend.commits > self._frozen_after:  # else the next one is under way already
             index, term, conf_state = self._frozen
             self._snapshotter.committed(index, term, conf_state)
 
     # Upkeep
 
+    def _tick(self) -> None:
+        self.leadership.ticked()
+        self.raft.tick()
+        self.reads.expire(self.loop.time(), self.config.request_timeout)
+
     def _sweep(self) -> None:
         now = self.loop.time()
-        self.proposer.expire(now - self.config.request_timeout)
-        self.reads.expire(now, self.config.request_timeout)
+        self.proposer.expire(now - self.config.request_timeout, self._blame.late)
         if self.raft.leader:
-            self._publisher.attempt(is_leader=self.raft.is_leader)
-
-    def _expire_leases(self) -> None:
-        if self.raft.is_leader:
-            self.expiry.check(self.loop.time())
+            self._publisher.attempt()
 
     def _purge(self) -> None:
         self._snapshotter.purge(self.config.max_snapshots, self.config.max_wals)
@@ -442,7 +636,10 @@ class Server:
                 lg.warn("failed to carry out a request", error=repr(error))
                 caller.fail(Code.UNKNOWN, str(error))
 
-        task = self.loop.create_task(guarded())
+        self._run_task(guarded())
+
+    def _run_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

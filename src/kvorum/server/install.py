@@ -1,0 +1,154 @@
+"""A snapshot from the leader takes the place of this member's state.
+
+Each step is on disk before the next one begins:
+
+1. the database, as ``<index>.snap.db``;
+2. the ``.snap`` file, then the record of it in the log, then the hard state (`RaftNode`);
+3. the database converted, in the place of the old one.
+
+Cut off before the record, nothing has happened but for a file that is in nobody's way. Cut off
+after it, the log begins at the snapshot, the database is behind it, and the next start does step 3.
+The leader hears of success after step 2: converting takes its time, and meanwhile entries go on
+coming into the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from kvorum import failpoint
+from kvorum.backend import FILE_NAME, Backend
+from kvorum.log import get_logger
+from kvorum.raft.types import Snapshot
+from kvorum.server.goimport import import_go_database
+from kvorum.snap import SnapError
+from kvorum.snap import Snapshotter as SnapFiles
+from kvorum.telemetry import Gauge
+from kvorum.types import Index
+from kvorum.wal.files import fsync_directory
+
+CONVERTED: Final = "tmp-" + FILE_NAME
+"""The converted database until it is in its place. What begins like this is removed at a start."""
+
+lg = get_logger()
+
+
+class SnapshotInstaller:
+    """Installs what was received, one after the other; of several that wait, only the last.
+
+    ``restore`` is called in the step in which the backend has the new content, and has to take all
+    state from it; ``done`` afterwards, with the index.
+    """
+
+    def __init__(
+        self,
+        *,
+        files: SnapFiles,
+        backend: Backend,
+        loop: asyncio.AbstractEventLoop,
+        restore: Callable[[Snapshot], None],
+        done: Callable[[Index], None],
+        failed: Callable[[BaseException], None],
+        in_progress: Gauge,
+    ) -> None:
+        self._files = files
+        self._backend = backend
+        self._loop = loop
+        self._restore = restore
+        self._done = done
+        self._failed = failed
+        self._in_progress = in_progress
+        self._wanted: Snapshot | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.busy = False
+        """Whether the state is about to be replaced, so that what is in memory belongs to the old
+        one."""
+
+    # Step 1
+
+    async def adopt(self, database: Path, index: Index) -> None:
+        """Make a received file the database of the snapshot at ``index``. Raises SnapError."""
+        await self._backend.in_thread(lambda: _adopt(database, self._files.db_path(index)))
+        lg.info("saved database snapshot to disk", path=str(self._files.db_path(index)))
+
+    async def discard(self, index: Index) -> None:
+        """The snapshot at ``index`` is not needed."""
+        path = self._files.db_path(index)
+        await self._backend.in_thread(lambda: path.unlink(missing_ok=True))
+
+    # Step 3
+
+    def install(self, snapshot: Snapshot) -> None:
+        """Begin to replace the state by ``snapshot``, which is in the log."""
+        self._wanted = snapshot
+        self.busy = True
+        if self._task is None:
+            self._in_progress.value = 1
+            self._task = self._loop.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Let go; the next start completes what is not complete."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            while self._wanted is not None:
+                snapshot, self._wanted = self._wanted, None
+                await self._install(snapshot)
+        except Exception as error:
+            self._failed(error)
+        finally:
+            self._task = None
+            self._in_progress.value = 0
+
+    async def _install(self, snapshot: Snapshot) -> None:
+        meta = snapshot.metadata
+        started = self._loop.time()
+        lg.info(
+            "applying snapshot",
+            incoming_leader_snapshot_index=meta.index,
+            incoming_leader_snapshot_term=meta.term,
+        )
+        received = self._files.find_db(meta.index)
+        converted = self._files.directory / CONVERTED
+        if failpoint.active:
+            failpoint.hit("applyBeforeOpenSnapshot")
+        await self._backend.in_thread(lambda: import_go_database(received, converted))
+        if self._wanted is not None:
+            return  # it is out of date before it was in use
+        self._backend.on_replace = lambda: self._take(snapshot)
+        await self._backend.replace(converted)
+        await self._backend.in_thread(lambda: self._files.release_dbs(meta.index + 1))
+        lg.info(
+            "applied snapshot",
+            incoming_leader_snapshot_index=meta.index,
+            incoming_leader_snapshot_term=meta.term,
+            took=timedelta(seconds=self._loop.time() - started),
+        )
+
+    def _take(self, snapshot: Snapshot) -> None:
+        if failpoint.active:
+            failpoint.hit("applyAfterOpenSnapshot")
+        self._restore(snapshot)
+        self.busy = self._wanted is not None
+        self._done(snapshot.metadata.index)
+
+
+def _adopt(database: Path, target: Path) -> None:
+    try:
+        if target.exists():  # it came twice: the first may be in use already
+            database.unlink()
+            return
+        with open(database, "rb+") as file:
+            os.fsync(file.fileno())
+        database.rename(target)
+        fsync_directory(target.parent)
+    except OSError as error:
+        raise SnapError(target, f"cannot be saved: {error}") from error
