@@ -42,7 +42,12 @@ UNARY = {
     "/etcdserverpb.Maintenance/Hash": pb.HashRequest,
     "/etcdserverpb.Maintenance/HashKV": pb.HashKVRequest,
     "/etcdserverpb.Maintenance/MoveLeader": pb.MoveLeaderRequest,
+    "/etcdserverpb.Maintenance/Downgrade": pb.DowngradeRequest,
     "/etcdserverpb.Cluster/MemberList": pb.MemberListRequest,
+    "/etcdserverpb.Cluster/MemberAdd": pb.MemberAddRequest,
+    "/etcdserverpb.Cluster/MemberRemove": pb.MemberRemoveRequest,
+    "/etcdserverpb.Cluster/MemberUpdate": pb.MemberUpdateRequest,
+    "/etcdserverpb.Cluster/MemberPromote": pb.MemberPromoteRequest,
     "/grpc.health.v1.Health/Check": healthpb.HealthCheckRequest,
 }
 STREAMS = {
@@ -188,6 +193,9 @@ def test_every_method_is_tried() -> None:
 
     class Anything:
         def __getattr__(self, name: str) -> Any:
+            return Anything()
+
+        def __call__(self, *arguments: Any) -> Any:
             return Anything()
 
     served = set(build_methods(Anything(), HealthService()))  # type: ignore[arg-type]

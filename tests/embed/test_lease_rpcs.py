@@ -168,21 +168,20 @@ async def test_more_renewals_of_an_expired_lease_than_may_wait(
         lease = lessor.get(LeaseID(7))
         assert lease is not None
         lease.expiry = 0.0
-        streams = [await client.stream(KEEP_ALIVE_PATH) for _ in range(2)]
+        streams = [await client.stream(KEEP_ALIVE_PATH) for _ in range(4)]
         request = pb.LeaseKeepAliveRequest(ID=7).SerializeToString()
-        for _ in range(3):
-            await streams[0].send(request)
-        await streams[1].send(request)
-        assert await ending(streams[1]) == status(errors.RequestTooManyRequests)
+        for stream in streams:
+            await stream.send(request)
+        assert await ending(streams[3]) == status(errors.RequestTooManyRequests)
         await client.call(LEASE_REVOKE, ID=7)
-        for _ in range(3):
-            assert (await read(streams[0], pb.LeaseKeepAliveResponse)).TTL == 0
+        for stream in streams[:3]:
+            assert (await read(stream, pb.LeaseKeepAliveResponse)).TTL == 0
         assert not member.server.failure.done()
 
 
 @story
-async def test_whoever_is_not_primary_cannot_renew(tmp_path: Path) -> None:
-    """As after the loss of the leadership, which a member alone does not meet."""
+async def test_who_is_not_primary_yet_renews_when_it_is(tmp_path: Path) -> None:
+    """As a new leader, which first has to apply all of the former term."""
     async with serving(tmp_path) as (member, client):
         await client.call(LEASE_GRANT, ID=7, TTL=60)
         lessor = member.server.lessor
@@ -195,10 +194,30 @@ async def test_whoever_is_not_primary_cannot_renew(tmp_path: Path) -> None:
         await client.call(LEASE_LEASES)  # by now the renewal has arrived
         lessor.demote()
         await asking.send(pb.LeaseKeepAliveRequest(ID=7).SerializeToString())
-        for stream in (waiting, asking):
-            assert await ending(stream) == status(errors.NoLeader)
         assert await client.error(LEASE_TTL, ID=7) == status(errors.LeaderChanged)
         assert [x.ID for x in (await client.call(LEASE_LEASES)).leases] == [7]
+        lessor.promote(member.server.now(), 1.0)
+        for stream in (waiting, asking):
+            assert (await read(stream, pb.LeaseKeepAliveResponse)).TTL == 60
+
+
+@story
+async def test_renewals_of_one_stream_are_answered_in_order(tmp_path: Path) -> None:
+    """Also if one has to wait, and although the client has no more to say."""
+    async with serving(tmp_path) as (member, client):
+        for lease in (7, 8):
+            await client.call(LEASE_GRANT, ID=lease, TTL=60)
+        late = member.server.lessor.get(LeaseID(7))
+        assert late is not None
+        late.expiry = 0.0
+        stream = await client.stream(KEEP_ALIVE_PATH)
+        for lease in (7, 8, 9):
+            await stream.send(pb.LeaseKeepAliveRequest(ID=lease).SerializeToString())
+        await stream.end()
+        await client.call(LEASE_REVOKE, ID=7)
+        answers = [await read(stream, pb.LeaseKeepAliveResponse) for _ in range(3)]
+        assert [(x.ID, x.TTL) for x in answers] == [(7, 0), (8, 60), (9, 0)]
+        assert await ending(stream) == (errors.Code.OK, "")
 
 
 # Expiry

@@ -343,7 +343,7 @@ async def test_an_entry_that_cannot_be_applied(
 async def test_a_start_that_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Publisher, "attempt", lambda self, *, is_leader: None)
+        patch.setattr(Publisher, "attempt", lambda self: None)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(Member(config).start(), 0.2)
     await is_free(config)

@@ -373,29 +373,3 @@ async def test_a_move_that_takes_too_long() -> None:
 async def test_who_leads_already() -> None:
     bench = Bench([member(ME), member(TWO)])
     await bench.members.move_leader(ME)
-
-
-@on_a_loop
-async def test_before_it_stops_a_leader_hands_over_to_the_steadiest() -> None:
-    bench = Bench([member(m) for m in (ME, TWO, THREE)] + [member(MemberID(4), learner=True)])
-    bench.connect(TWO, seconds=10)
-    bench.connect(THREE, seconds=20)
-    bench.connect(MemberID(4), seconds=30)
-    task = asyncio.ensure_future(bench.members.hand_over())
-    await asyncio.sleep(0)
-    assert bench.raft.transfers == [THREE]
-    bench.led_by(THREE)
-    await task
-
-
-@pytest.mark.parametrize("case", ["follower", "alone", "nobody there", "too late"])
-@on_a_loop
-async def test_nothing_to_hand_over(case: str) -> None:
-    members = [member(ME)] if case == "alone" else [member(ME), member(TWO)]
-    bench = Bench(members, timeout=0.05)
-    if case == "follower":
-        bench.led_by(TWO)
-    if case == "too late":
-        bench.connect(TWO)
-    await bench.members.hand_over()
-    assert bench.raft.transfers == ([TWO] if case == "too late" else [])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from kvorum import errors
 from kvorum.membership import Cluster, Member
 from kvorum.server.proposer import Proposal, Proposer
-from kvorum.server.publisher import CLUSTER_VERSION, Publisher
+from kvorum.server.publisher import Publisher
 from kvorum.server.request import RequestIds
 from kvorum.types import MemberID
-from kvorum.version import ETCD_VERSION
 
 ME = MemberID(0xAB)
 
@@ -52,9 +51,9 @@ class Bench:
         return found
 
 
-def test_a_follower_publishes_itself_and_leaves_the_version_alone() -> None:
+def test_a_member_publishes_itself() -> None:
     bench = Bench()
-    bench.publisher.attempt(is_leader=False)
+    bench.publisher.attempt()
     proposed = bench.proposed()
     assert list(proposed) == ["cluster_member_attr_set"]
     request = proposed["cluster_member_attr_set"].request
@@ -65,49 +64,32 @@ def test_a_follower_publishes_itself_and_leaves_the_version_alone() -> None:
 
 def test_ready_comes_with_the_answer_and_once() -> None:
     bench = Bench()
-    bench.publisher.attempt(is_leader=False)
+    bench.publisher.attempt()
     proposal = bench.proposed()["cluster_member_attr_set"]
     assert (bench.ready, bench.publisher.published) == (0, False)
     proposal.caller.reply(b"")
     assert (bench.ready, bench.publisher.published) == (1, True)
-    bench.publisher.attempt(is_leader=False)
+    bench.publisher.attempt()
     assert bench.proposed() == {}
 
 
 def test_what_is_under_way_is_not_proposed_again() -> None:
     bench = Bench()
     for _ in range(3):
-        bench.publisher.attempt(is_leader=True)
-    assert set(bench.proposed()) == {"cluster_member_attr_set", "cluster_version_set"}
-    bench.publisher.attempt(is_leader=True)
+        bench.publisher.attempt()
+    assert set(bench.proposed()) == {"cluster_member_attr_set"}
+    bench.publisher.attempt()
     assert bench.proposed() == {}
 
 
 def test_what_failed_is_tried_again() -> None:
     bench = Bench()
     for _ in range(3):
-        bench.publisher.attempt(is_leader=True)
+        bench.publisher.attempt()
         for proposal in bench.proposed().values():
             proposal.caller.fail(errors.Timeout.code, errors.Timeout.message)
         assert bench.ready == 0
-    bench.publisher.attempt(is_leader=True)
+    bench.publisher.attempt()
     for proposal in bench.proposed().values():
         proposal.caller.reply(b"")
     assert bench.ready == 1
-
-
-def test_a_leader_sets_the_cluster_version_if_it_is_another() -> None:
-    bench = Bench()
-    bench.cluster.set_version("3.5.0")
-    bench.publisher.attempt(is_leader=True)
-    request = bench.proposed()["cluster_version_set"].request
-    assert request.ver == CLUSTER_VERSION
-    bench.cluster.set_version(CLUSTER_VERSION)
-    bench.publisher._version_done("")
-    bench.publisher.attempt(is_leader=True)
-    assert "cluster_version_set" not in bench.proposed()
-
-
-def test_the_cluster_version_is_the_release_without_its_patch() -> None:
-    major, minor, _ = ETCD_VERSION.split(".")
-    assert f"{major}.{minor}.0" == CLUSTER_VERSION

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from kvorum import errors, failpoint
 from kvorum.api.unary import parse_stream_message, unary
 from kvorum.h2 import Call, Method
 from kvorum.lease.lessor import CheckpointFirst, LeaseExpired, NotPrimary
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb.wire import delimited, int64_field
-from kvorum.server.proposer import fail
 from kvorum.server.quota import LEASE_COST
 from kvorum.server.server import Server
 from kvorum.types import LeaseID
 
 _POSITIVE = (1 << 63) - 1
-
-
-class _Then:
-    """A caller that goes on with something after its request was applied."""
-
-    __slots__ = ("_next", "fail")
-
-    def __init__(self, next_step: Callable[[], None], fail: Callable[[int, str], None]) -> None:
-        self._next = next_step
-        self.fail = fail
-
-    def reply(self, message: bytes) -> None:
-        self._next()
 
 
 class LeaseService:
@@ -42,6 +26,10 @@ class LeaseService:
         self._quota = server.quota
         self._propose = server.proposer.propose
         self._now = server.now
+        self._leases = server.leases
+        self._leadership = server.leadership
+        self._catch_up = server.catch_up
+        self._fast = server.config.feature_gates.enabled("FastLeaseKeepAlive")
 
     def methods(self) -> dict[str, Method]:
         prefix = "/etcdserverpb.Lease/Lease"
@@ -80,48 +68,41 @@ class LeaseService:
         call.on_end = call.finish
 
     def _renew(self, call: Call, lease: LeaseID, head: bytes) -> None:
-        try:
-            call.send(head + int64_field(3, self._lessor.renew(lease, self._now())))
-        except errors.LeaseNotFound:
-            call.send(head)
-        except LeaseExpired:
-            self._await_end(call, lease, head)
-        except CheckpointFirst:
-            self._checkpoint(call, lease, head)
-        except NotPrimary:
-            fail(call, errors.NoLeader())
+        """Renew at once where that is possible: at a leader that is sure of being one."""
+        now = self._now()
+        if self._leadership.is_sure(now) and (self._fast or self._catch_up.is_done()):
+            try:
+                call.send(head + int64_field(3, self._lessor.renew(lease, now)))
+                return
+            except errors.LeaseNotFound:
+                if self._catch_up.is_done():
+                    call.send(head)
+                    return
+            except (LeaseExpired, CheckpointFirst, NotPrimary):
+                pass
+        # Renewals of one stream are answered in order, so the next one has to wait.
+        call.pause_reading()
+        self._server.run(call, self._renew_slowly(call, lease, head))
 
-    def _await_end(self, call: Call, lease: LeaseID, head: bytes) -> None:
-        try:
-            self._lessor.when_gone(lease, lambda why: self._gone(call, head, why))
-        except errors.RequestTooManyRequests as error:
-            fail(call, error)
-
-    def _gone(self, call: Call, head: bytes, why: Exception) -> None:
-        if isinstance(why, errors.LeaseNotFound):
-            call.send(head)
-        else:
-            fail(call, errors.NoLeader())
-
-    def _checkpoint(self, call: Call, lease: LeaseID, head: bytes) -> None:
-        """Forget, on all members, how much time was left, and then renew."""
-        checkpoint = pb.LeaseCheckpoint(ID=lease, remaining_TTL=0)
-        request = pb.LeaseCheckpointRequest(checkpoints=[checkpoint])
-        caller = _Then(lambda: self._renew(call, lease, head), call.fail)
-        self._propose("lease_checkpoint", request.SerializeToString(), request, caller)
+    async def _renew_slowly(self, call: Call, lease: LeaseID, head: bytes) -> None:
+        ttl = await self._leases.renew(lease)
+        call.send(head + int64_field(3, ttl))
+        call.resume_reading()
 
     def time_to_live(self, call: Call, request: pb.LeaseTimeToLiveRequest, message: bytes) -> None:
-        if failpoint.active:
-            failpoint.hit("beforeLookupWhenLeaseTimeToLive")
-        head = self._header.field(self._store.rev)
-        left = self._lessor.time_to_live(LeaseID(request.ID), self._now())
-        if left is None:
-            call.reply(head + int64_field(2, request.ID) + int64_field(3, -1))
-            return
-        body = int64_field(2, request.ID) + int64_field(3, left.ttl) + int64_field(4, left.granted)
-        if request.keys:
-            body += b"".join(delimited(5, key) for key in self._lessor.keys(LeaseID(request.ID)))
-        call.reply(head + body)
+        if self._leadership.leads_here and self._catch_up.is_done():
+            if failpoint.active:
+                failpoint.hit("beforeLookupWhenLeaseTimeToLive")
+            self._send_time(call, self._leases.look_up(LeaseID(request.ID), keys=request.keys))
+        else:
+            self._server.run(call, self._time_to_live(call, request))
+
+    async def _time_to_live(self, call: Call, request: pb.LeaseTimeToLiveRequest) -> None:
+        lease = LeaseID(request.ID)
+        self._send_time(call, await self._leases.time_to_live(lease, keys=request.keys))
+
+    def _send_time(self, call: Call, found: pb.LeaseTimeToLiveResponse) -> None:
+        call.reply(self._header.field(self._store.rev) + found.SerializeToString())
 
     def leases(self, call: Call, request: pb.LeaseLeasesRequest, message: bytes) -> None:
         ids = self._lessor.leases(self._now())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from kvorum import errors
 from kvorum.alarm import alarm_name
 from kvorum.api.unary import unary
@@ -10,13 +12,14 @@ from kvorum.h2 import Call, Method
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb.wire import int64_field
 from kvorum.server.server import Server
+from kvorum.types import MemberID
 from kvorum.version import ETCD_VERSION
 
 _ACTIONS = frozenset(pb.AlarmRequest.AlarmAction.values())
 
 
 class MaintenanceService:
-    """Alarm, Status, Defragment, Hash, HashKV, MoveLeader."""
+    """Alarm, Status, Defragment, Hash, HashKV, MoveLeader, Downgrade."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -30,6 +33,7 @@ class MaintenanceService:
             f"{prefix}/Hash": unary(pb.HashRequest, self.hash),
             f"{prefix}/HashKV": unary(pb.HashKVRequest, self.hash_kv),
             f"{prefix}/MoveLeader": unary(pb.MoveLeaderRequest, self.move_leader),
+            f"{prefix}/Downgrade": unary(pb.DowngradeRequest, self.downgrade),
         }
 
     def alarm(self, call: Call, request: pb.AlarmRequest, message: bytes) -> None:
@@ -90,11 +94,27 @@ class MaintenanceService:
         call.reply(self._server.header.field(current) + body)
 
     def move_leader(self, call: Call, request: pb.MoveLeaderRequest, message: bytes) -> None:
-        raft = self._server.raft
-        if not raft.is_leader:
-            raise errors.NotLeader
-        target = self._server.cluster.members.get(request.targetID)  # type: ignore[call-overload]
-        if target is None or target.is_learner:
-            raise errors.BadLeaderTransferee
-        # The only voter leads already: there is nothing to move.
-        call.reply(b"")
+        self._server.run(call, self._move_leader(call, MemberID(request.targetID)))
+
+    async def _move_leader(self, call: Call, target: MemberID) -> None:
+        await self._server.members.move_leader(target)
+        call.reply(b"")  # etcd sends this one without a header
+
+    def downgrade(self, call: Call, request: pb.DowngradeRequest, message: bytes) -> None:
+        downgrades = self._server.downgrades
+        if request.action == pb.DowngradeRequest.VALIDATE:
+            version = downgrades.validate(request.version)
+        elif request.action == pb.DowngradeRequest.ENABLE:
+            version = downgrades.enable(request.version)
+        elif request.action == pb.DowngradeRequest.CANCEL:
+            version = downgrades.cancel()
+        else:
+            call.fail(Code.UNKNOWN, "etcdserver: unknown method")
+            return
+        self._server.run(call, self._downgrade(call, version))
+
+    async def _downgrade(self, call: Call, working: Awaitable[str]) -> None:
+        version = await working
+        response = pb.DowngradeResponse(version=version.rpartition(".")[0])
+        server = self._server
+        call.reply(server.header.field(server.store.rev) + response.SerializeToString())

@@ -21,6 +21,7 @@ class _Revocation:
     """The caller of one revocation: whatever the answer, there is room for the next."""
 
     __slots__ = ("_expiry",)
+    leaders_own: Final = True
 
     def __init__(self, expiry: LeaseExpiry) -> None:
         self._expiry = expiry
@@ -31,6 +32,13 @@ class _Revocation:
 
     def fail(self, code: int, message: str) -> None:
         self._expiry.settled()  # gone already, or the lessor will name it again
+
+
+class _Checkpoint(Ignored):
+    """The caller of a checkpoint: it says how much time the leader sees left."""
+
+    __slots__ = ()
+    leaders_own: Final = True
 
 
 class LeaseExpiry:
@@ -56,6 +64,10 @@ class LeaseExpiry:
         if self._checkpoints:
             self._checkpoint(now)
 
+    def demoted(self) -> None:
+        """This member does not lead any more: what it found due may be renewed by who does."""
+        self._due.clear()
+
     def settled(self) -> None:
         """A revocation was answered."""
         self._in_flight -= 1
@@ -79,4 +91,4 @@ class LeaseExpiry:
                 checkpoints=[pb.LeaseCheckpoint(ID=i, remaining_TTL=left) for i, left in due]
             )
             message = request.SerializeToString()
-            self._proposer.propose("lease_checkpoint", message, request, Ignored())
+            self._proposer.propose("lease_checkpoint", message, request, _Checkpoint())

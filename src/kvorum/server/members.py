@@ -276,24 +276,6 @@ class MemberChanges:
             raise RequestFailed(Code.UNKNOWN, TRANSFER_TIMEOUT_TEXT)
         lg.info("leadership transfer finished", transferee_member_id=f"{target:x}")
 
-    async def hand_over(self) -> None:
-        """Before this member stops: if it leads others, have the one that has been connected the
-        longest lead instead. It is no error if that fails; they elect one then."""
-        if not self._raft.is_leader or len(self._cluster.voters()) < 2:
-            return
-        since = {
-            voter: active
-            for voter in self._cluster.voters()
-            if (active := self._transport.active_since(voter)) is not None
-        }
-        if not since:
-            lg.warn("leadership transfer failed", error=errors.Unhealthy.message)
-            return
-        try:
-            await self.move_leader(min(since, key=lambda voter: (since[voter], voter)))
-        except (EtcdError, RequestFailed) as error:
-            lg.warn("leadership transfer failed", error=str(error))
-
 
 def checked_urls(texts: Sequence[str]) -> tuple[str, ...]:
     """Peer URLs as etcd writes them: parsed, and sorted. Raises errors.MemberBadURLs."""

@@ -1,13 +1,12 @@
 """What a member says of itself through the log once there is a leader.
 
-Its name and client URLs, until they are applied: only then does it count as ready. And, as the
-leader, the cluster version: the lowest etcd version that all members speak.
+Its name and client URLs, until they are applied: only then does it count as ready.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from kvorum import failpoint
 from kvorum.log import get_logger
@@ -15,9 +14,6 @@ from kvorum.membership import Cluster
 from kvorum.pb import membershippb
 from kvorum.server.proposer import Proposer, Told
 from kvorum.types import MemberID
-from kvorum.version import ETCD_VERSION
-
-CLUSTER_VERSION: Final = ETCD_VERSION.rpartition(".")[0] + ".0"
 
 lg = get_logger()
 
@@ -43,15 +39,12 @@ class Publisher:
         self._proposer = proposer
         self._ready = ready
         self._publishing = False
-        self._setting_version = False
 
-    def attempt(self, *, is_leader: bool) -> None:
+    def attempt(self) -> None:
         """Propose what is not known yet and not under way. There is a leader; to be called when
         there is a new one, and now and then, as a proposal may be lost."""
         if not self.published and not self._publishing:
             self._publish()
-        if is_leader and not self._setting_version and self._cluster.version != CLUSTER_VERSION:
-            self._set_version()
 
     def _publish(self) -> None:
         if failpoint.active:
@@ -76,16 +69,6 @@ class Publisher:
             cluster_id=f"{self._cluster.id:x}",
         )
         self._ready()
-
-    def _set_version(self) -> None:
-        self._setting_version = True
-        request = membershippb.ClusterVersionSetRequest(ver=CLUSTER_VERSION)
-        self._propose("cluster_version_set", request, self._version_done)
-
-    def _version_done(self, error: str) -> None:
-        self._setting_version = False
-        if error:
-            lg.warn("failed to update cluster version", error=error)
 
     def _propose(self, kind: str, request: Any, done: Callable[[str], None]) -> None:
         self._proposer.propose(kind, request.SerializeToString(), request, Told(done))
