@@ -224,7 +224,10 @@ async def connect(
         return made
     port = url.port or (443 if url.is_tls else 80)
     local = (source, 0) if source else None
-    _, made = await loop.create_connection(make, url.host, port, ssl=context, local_addr=local)
+    try:
+        _, made = await loop.create_connection(make, url.host, port, ssl=context, local_addr=local)
+    except UnicodeError as error:
+        raise HttpClientError(f"{url.host!r} is no host name: {error}") from error
     return made
 
 

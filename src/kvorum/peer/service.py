@@ -9,7 +9,14 @@ from functools import partial
 from typing import Final
 
 from kvorum.h2 import Limits
-from kvorum.h2.http import Answer, HttpHandler, HttpRequest, HttpResponse, text_response
+from kvorum.h2.http import (
+    PLAIN_TEXT,
+    Answer,
+    HttpHandler,
+    HttpRequest,
+    HttpResponse,
+    text_response,
+)
 from kvorum.h2.responder import chunks
 from kvorum.peer import handshake
 from kvorum.peer.handshake import CLUSTER_ID, SERVER_VERSION, StreamKind
@@ -230,7 +237,7 @@ class PeerService:
         seconds, nanos = divmod(self._ctx.wall(), 1_000_000_000)
         clock = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         body = json.dumps({"OK": True, "Now": f"{clock}.{nanos:09d}Z"}, separators=(",", ":"))
-        return HttpResponse(200, body.encode() + b"\n", [("Content-Type", "text/plain")])
+        return HttpResponse(200, body.encode() + b"\n", [("Content-Type", PLAIN_TEXT)])
 
 
 _KINDS: Final = {f"{_STREAMS}{kind.value}": kind for kind in StreamKind}
