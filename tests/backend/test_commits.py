@@ -467,3 +467,20 @@ def test_every_failpoint_of_a_commit_is_passed(tmp_path: Path) -> None:
         run(tmp_path, scenario)
     finally:
         failpoint.disable_all()
+
+
+def test_a_chunk_of_long_values_is_a_short_one(tmp_path: Path) -> None:
+    """Readers hold a chunk at a time, whatever the size of the values."""
+
+    async def scenario(backend: Backend) -> None:
+        expected = [(b"%03d" % i, bytes(300_000 if i % 100 > 90 else 9)) for i in range(300)]
+        for key, value in expected:
+            backend.put("key", key, value)
+        await backend.commit()
+        with backend.read_view() as view:
+            chunks = list(view.chunks("key", 100))
+        assert [item for chunk in chunks for item in chunk] == expected
+        assert max(sum(len(value) for _, value in chunk) for chunk in chunks) <= 4 * 300_000
+        assert max(map(len, chunks)) == 94
+
+    run(tmp_path, scenario)

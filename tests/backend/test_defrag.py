@@ -13,7 +13,7 @@ import lmdb
 import pytest
 
 from kvorum import failpoint
-from kvorum.backend import Backend, BackendError, CommitError, DefragError, defrag
+from kvorum.backend import Backend, BackendError, Bucket, CommitError, DefragError, defrag
 from kvorum.backend.bulk import write_database
 from kvorum.backend.committer import Batches
 from kvorum.backend.database import Database, Sizes
@@ -473,14 +473,17 @@ class TestReplace:
     """A received snapshot in the place of the database."""
 
     def test_everything_is_replaced(self, tmp_path: Path) -> None:
-        items = [("key", b"%017d" % i, b"v" * 100) for i in range(3000)]
-        items += [("authUsers", b"u" * 600, b"user"), ("meta", b"a", b"new")]
+        batches = [
+            (Bucket.KEY, [(b"%017d" % i, b"v" * 100) for i in range(3000)]),
+            (Bucket.AUTH_USERS, [(b"u" * 600, b"user")]),
+            (Bucket.META, [(b"a", b"new")]),
+        ]
         received = tmp_path / "received"
 
         async def scenario(backend: Backend) -> None:
             old = await fill(backend)
             backend.put("meta", b"uncommitted", b"1")
-            write_database(received, items)
+            write_database(received, batches)
             with backend.read_view() as view:
                 await backend.replace(received)
                 assert dict(view.items("meta")) == old
@@ -497,7 +500,7 @@ class TestReplace:
     def test_closing_in_the_middle(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async def scenario(backend: Backend) -> None:
             await fill(backend)
-            write_database(tmp_path / "received", [("meta", b"a", b"new")])
+            write_database(tmp_path / "received", [(Bucket.META, [(b"a", b"new")])])
             moving, go_on = threading.Event(), threading.Event()
             rename = Path.rename
 
@@ -526,7 +529,7 @@ class TestReplace:
 
         async def scenario(backend: Backend) -> None:
             old = await fill(backend)
-            write_database(tmp_path / "received", [("meta", b"a", b"new")])
+            write_database(tmp_path / "received", [(Bucket.META, [(b"a", b"new")])])
             monkeypatch.setattr(Path, "rename", broken)
             with pytest.raises(OSError, match="Input/output error"):
                 await backend.replace(tmp_path / "received")

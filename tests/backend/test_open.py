@@ -242,3 +242,29 @@ def test_too_many_views(filled: Path) -> None:
     with pytest.raises(BackendError, match="closed"):
         backend.read_view()
     backend.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mappings")
+def test_memory_of_the_mapped_file_is_given_back(tmp_path: Path) -> None:
+    """What was read is no longer counted as ours; reading goes on."""
+    backend = Backend(tmp_path / "kvorum.mdb")
+    for i in range(300):
+        backend.put("meta", b"%d" % i, bytes(10_000))
+    backend.commit_now()
+    with backend.read_view() as view:
+        assert view.count("meta") == len(list(view.items("meta")))
+        before = _resident(backend.path)
+        view.release_memory()
+        assert before > 1000
+        assert _resident(backend.path) == 0
+        assert len(list(view.items("meta"))) == 300
+    backend.close()
+
+
+def _resident(path: Path) -> int:
+    """Kilobytes of the file's mapping in memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.endswith(str(path)):
+            return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+    raise AssertionError(f"{path} is not mapped")

@@ -6,10 +6,11 @@ import fcntl
 import os
 from pathlib import Path
 
+import lmdb
 import pytest
 
-from kvorum.backend import Backend, CommitError
-from kvorum.server import goimport
+from kvorum.backend import Backend, CommitError, bulk
+from kvorum.backend.database import Database
 from kvorum.server.errors import BadDataDirectory
 from kvorum.server.goimport import import_go_database
 from kvorum.snap import BoltWriter
@@ -49,11 +50,11 @@ def content_of(path: Path) -> dict[bytes, list[tuple[bytes, bytes]]]:
         backend.close()
 
 
-@pytest.mark.parametrize("batch", [1, 7, 50_000])
+@pytest.mark.parametrize("batch", [1, 100, 8 << 20])
 def test_every_bucket_is_copied(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    monkeypatch.setattr(goimport, "_BATCH", batch)
+    monkeypatch.setattr(bulk, "BATCH_BYTES", batch)
     before = source.read_bytes()
     import_go_database(source, target)
     assert content_of(target) == CONTENT
@@ -68,7 +69,9 @@ def test_every_bucket_is_copied(
 def test_a_bucket_that_etcd_does_not_know(source: Path, target: Path) -> None:
     source.unlink()
     write_bolt(source, {**CONTENT, b"zoo": [(b"k", b"v")]})
-    with pytest.raises(BadDataDirectory, match=r"db holds a bucket etcd does not know: b'zoo'"):
+    with pytest.raises(
+        BadDataDirectory, match=r"db: it holds a bucket that etcd does not know: b'zoo'"
+    ):
         import_go_database(source, target)
     assert not target.exists()
 
@@ -113,12 +116,12 @@ def test_what_an_interrupted_conversion_left_is_begun_again(
 
 
 def test_a_disk_that_is_full(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Backend) -> None:
-        raise CommitError("No space left on device")
+    def full(*_: object) -> None:
+        raise lmdb.DiskError("mdb_txn_commit: No space left on device", 28)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Backend, "commit_now", full)
-        with pytest.raises(CommitError):
+        patch.setattr(Database, "append", full)
+        with pytest.raises(CommitError, match="No space left"):
             import_go_database(source, target)
     assert not target.exists()
     import_go_database(source, target)

@@ -8,19 +8,19 @@ from typing import Final
 
 import lmdb
 
-from kvorum.backend.bucket import Bucket
+from kvorum.backend.bucket import Bucket, Item
 from kvorum.backend.database import LOCK_SUFFIX, Database, sync_directory
 from kvorum.backend.errors import CommitError
 
-BATCH_BYTES: Final = 32 << 20
-"""Written in one transaction."""
+BATCH_BYTES: Final = 8 << 20
+"""Written in one transaction, and so in memory until then."""
 _OP_COST: Final = 64
 
-Triple = tuple[str, bytes, bytes]
+Batch = tuple[Bucket, list[Item]]
 
 
-def write_database(path: Path, items: Iterable[Triple]) -> None:
-    """Write (bucket, key, value) triples to a new database file, synced.
+def write_database(path: Path, batches: Iterable[Batch]) -> None:
+    """Write items of buckets to a new database file, synced. Revisions had better come in order.
 
     A file that cannot be finished is removed. Call it in a thread: it may take long.
 
@@ -28,13 +28,14 @@ def write_database(path: Path, items: Iterable[Triple]) -> None:
         FileExistsError: there is something at `path`.
         OpenError: the file cannot be made.
         CommitError: it cannot be written.
-        ValueError: there is no bucket of that name.
     """
     path.touch(mode=0o600, exist_ok=False)
     try:
         database = Database(path)
         try:
-            _fill(database, items)
+            _fill(database, batches)
+        except lmdb.Error as error:
+            raise CommitError(f"cannot write the database {path}: {error}") from error
         finally:
             database.close()
         path.with_name(path.name + LOCK_SUFFIX).unlink(missing_ok=True)
@@ -45,26 +46,22 @@ def write_database(path: Path, items: Iterable[Triple]) -> None:
         raise
 
 
-def _fill(database: Database, items: Iterable[Triple]) -> None:
-    pending: dict[Bucket, dict[bytes, bytes | None]] = {bucket: {} for bucket in Bucket}
+def _fill(database: Database, batches: Iterable[Batch]) -> None:
+    pending: list[Batch] = []
     size = 0
-    for bucket, key, value in items:
-        pending[Bucket(bucket)][key] = value
-        size += len(key) + len(value) + _OP_COST
+    for bucket, items in batches:
+        pending.append((bucket, items))
+        size += sum(len(value) for _, value in items) + _OP_COST * len(items)
         if size >= BATCH_BYTES:
             _flush(database, pending)
-            size = 0
+            pending, size = [], 0
     _flush(database, pending)
 
 
-def _flush(database: Database, pending: dict[Bucket, dict[bytes, bytes | None]]) -> None:
+def _flush(database: Database, pending: list[Batch]) -> None:
     while True:
         try:
-            database.write([(bucket, changes) for bucket, changes in pending.items() if changes])
-            break
+            database.append(pending)
+            return
         except lmdb.MapFullError:
             database.grow()
-        except lmdb.Error as error:
-            raise CommitError(f"cannot write the database {database.path}: {error}") from error
-    for changes in pending.values():
-        changes.clear()

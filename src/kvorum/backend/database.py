@@ -17,9 +17,10 @@ from typing import Final, Protocol
 
 import lmdb
 
-from kvorum.backend.bucket import Bucket, stored_item, stored_key
+from kvorum.backend.bucket import Bucket, Item, stored_item, stored_key
 from kvorum.backend.check import is_sound
 from kvorum.backend.errors import BackendError, CorruptError, LockedError, OpenError
+from kvorum.backend.mapping import release_mapping
 
 Changes = Mapping[bytes, bytes | None]
 """What to write to a bucket: the new value of each key, None where it goes away."""
@@ -127,6 +128,15 @@ class Database:
         self.sizes = self._sizes(in_use)
         return self.sizes
 
+    def append(self, batches: Iterable[tuple[Bucket, list[Item]]]) -> None:
+        """Write new items in one transaction, and sync it. Those of bucket ``key`` are best given
+        in order. Raises as `write` does."""
+        with self.env.begin(write=True) as txn:
+            for bucket, items in batches:
+                if bucket is not Bucket.KEY:
+                    items = [stored_item(key, value) for key, value in items]
+                _put(txn, self.dbs[bucket], items, ascending=bucket is Bucket.KEY)
+
     def _change(self, txn: lmdb.Transaction[bytes], bucket: Bucket, changes: Changes) -> None:
         db = self.dbs[bucket]
         if bucket is Bucket.KEY:
@@ -136,12 +146,7 @@ class Database:
         if len(puts) < len(changes):
             for key in sorted(key for key, value in changes.items() if value is None):
                 txn.delete(stored_key(key), db=db)
-        with txn.cursor(db) as cursor:
-            # Revisions only ever go up, and LMDB fills pages whole when told so. What turns out
-            # not to be past the end is skipped by it, and then written the ordinary way.
-            done = bucket is Bucket.KEY and cursor.putmulti(puts, append=True)[1] == len(puts)
-            if not done:
-                cursor.putmulti(puts)
+        _put(txn, db, puts, ascending=bucket is Bucket.KEY)
 
     def _bytes_in_use(self, txn: lmdb.Transaction[bytes]) -> int:
         """Of all trees and the two meta pages. LMDB's list of free pages is not readable from
@@ -153,6 +158,10 @@ class Database:
     def _sizes(self, in_use: int) -> Sizes:
         total = (self.env.info()["last_pgno"] + 1) * self._page
         return Sizes(total, min(total, in_use))
+
+    def release_memory(self) -> None:
+        """Give back the memory in which the file is mapped; what is read next comes back."""
+        release_mapping(os.fstat(self._lock_fd).st_ino)
 
     def grow(self) -> None:
         """Double the map. Every open transaction of this environment is lost."""
@@ -210,6 +219,16 @@ class Database:
                 self.env.close()
                 os.close(self._lock_fd)
                 self.closed.set()
+
+
+def _put(
+    txn: lmdb.Transaction[bytes], db: lmdb._Database, items: list[Item], *, ascending: bool
+) -> None:
+    """Revisions only ever go up, and LMDB fills pages whole when told so. What turns out not to be
+    past the end is skipped by it, and then written the ordinary way."""
+    with txn.cursor(db) as cursor:
+        if not (ascending and cursor.putmulti(items, append=True)[1] == len(items)):
+            cursor.putmulti(items)
 
 
 def _lock(path: Path) -> int:

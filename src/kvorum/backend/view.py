@@ -17,6 +17,8 @@ from kvorum.backend.errors import BackendError, ViewLostError
 
 CHUNK: Final = 128
 """Pairs that `ReadView.items` reads at a time."""
+CHUNK_BYTES: Final = 1 << 20
+"""A chunk ends with the value that brings it to this size."""
 
 
 def stored_range(
@@ -47,6 +49,21 @@ def stored_revisions(
             yield item
     except lmdb.Error as error:
         raise BackendError(f"cannot read the database: {error}") from error
+
+
+def _take(items: Iterator[Item], size: int) -> list[Item]:
+    return list(islice(items, size))
+
+
+def _take_bounded(items: Iterator[Item], size: int) -> list[Item]:
+    chunk: list[Item] = []
+    room = CHUNK_BYTES
+    for item in islice(items, size):
+        chunk.append(item)
+        room -= len(item[1])
+        if room <= 0:
+            break
+    return chunk
 
 
 class ReadView:
@@ -94,8 +111,8 @@ class ReadView:
     def chunks(
         self, bucket: str, size: int, lo: bytes = b"", hi: bytes | None = None
     ) -> Iterator[list[Item]]:
-        """Pairs with lo <= key < hi (None: to the end) in key order, in lists of `size`, read as
-        they are consumed.
+        """Pairs with lo <= key < hi (None: to the end) in key order, in lists of `size`, or fewer
+        where values are long, read as they are consumed.
 
         Raises:
             ViewLostError: the view was closed meanwhile.
@@ -106,8 +123,11 @@ class ReadView:
         while True:
             with self._reading() as txn:
                 if items is None:
-                    items = scan(txn, self._database.dbs[bucket], lo, hi)
-                chunk = list(islice(items, size))
+                    db = self._database.dbs[bucket]
+                    items = scan(txn, db, lo, hi)
+                    # LMDB keeps only values of less than half a page among the others.
+                    take = _take_bounded if txn.stat(db)["overflow_pages"] else _take
+                chunk = take(items, size)
             if not chunk:
                 return
             yield chunk
@@ -120,6 +140,11 @@ class ReadView:
         """How many pairs a bucket has. Raises ViewLostError if the view is closed."""
         with self._reading() as txn:
             return txn.stat(self._database.dbs[Bucket(bucket)])["entries"]
+
+    def release_memory(self) -> None:
+        """Give back the memory in which the database is mapped. For who reads much of it."""
+        with self._reading():
+            self._database.release_memory()
 
     def close(self) -> None:
         """End it, or have the reader that is at work end it; further reads fail."""

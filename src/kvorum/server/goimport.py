@@ -1,4 +1,5 @@
-"""Takes over the database of a data directory that etcd itself left behind.
+"""Takes over a database in etcd's format: that of a directory which etcd itself left behind, or one
+that a leader sent.
 
 The log and the snapshot files need no change, since they are etcd's own formats here too. The
 database is copied into a new file beside the old one, which stays as it is.
@@ -10,14 +11,15 @@ import os
 from pathlib import Path
 from typing import Final
 
-from kvorum.backend import Backend, Bucket
-from kvorum.backend.database import LOCK_SUFFIX, sync_directory
+from kvorum.backend.database import sync_directory
 from kvorum.log import get_logger
 from kvorum.server.errors import BadDataDirectory
-from kvorum.snap import BoltError, import_bolt
+from kvorum.snap import BoltError, convert_bolt, remove_partial
 
 GO_FILE_NAME: Final = "db"
-_BATCH: Final = 50_000
+
+_STEPS: Final = 10
+_LARGE: Final = 64 << 20
 
 lg = get_logger()
 
@@ -29,46 +31,35 @@ def import_go_database(source: Path, target: Path) -> None:
 
     Raises:
         BadDataDirectory: the source cannot be read, or holds what etcd never writes.
+        BackendError: the target cannot be written.
     """
     unfinished = target.with_name(target.name + ".import")
-    _remove(unfinished)
+    remove_partial(unfinished)
     lg.info("converting the database of etcd", source=str(source), target=str(target))
-    backend = Backend(unfinished)
     try:
-        counts = import_bolt(source, _Copier(source, backend).put)
-        backend.commit_now()
+        entries = convert_bolt(source, unfinished, ProgressLog(source))
     except BoltError as error:
-        raise BadDataDirectory(f"cannot convert {source}: {error}") from error
-    finally:
-        backend.close()
+        raise BadDataDirectory(f"cannot convert the database of etcd: {error}") from error
     os.rename(unfinished, target)
-    _remove(unfinished)
     sync_directory(target.parent)
-    entries = sum(counts.values())
     lg.info("converted the database of etcd; the original was kept", entries=entries)
 
 
-def _remove(unfinished: Path) -> None:
-    """Take away what an interrupted conversion left, and the file that the storage locks."""
-    for path in (unfinished, unfinished.with_name(unfinished.name + LOCK_SUFFIX)):
-        path.unlink(missing_ok=True)
+class ProgressLog:
+    """Says ten times how far the conversion of a large file has come."""
 
-
-class _Copier:
-    """Writes entries to the backend, committing now and then to bound the memory."""
-
-    def __init__(self, source: Path, backend: Backend) -> None:
+    def __init__(self, source: Path) -> None:
         self._source = source
-        self._backend = backend
-        self._buckets = {bucket.value.encode(): bucket for bucket in Bucket}
-        self._copied = 0
+        self._told = 0
 
-    def put(self, name: bytes, key: bytes, value: bytes) -> None:
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            raise BadDataDirectory(f"{self._source} holds a bucket etcd does not know: {name!r}")
-        self._backend.put(bucket, key, value)
-        self._copied += 1
-        if self._copied % _BATCH == 0:
-            self._backend.commit_now()
-            lg.info("converting the database of etcd", entries=self._copied)
+    def __call__(self, done: int, total: int) -> None:
+        step = done * _STEPS // total
+        if total >= _LARGE and step > self._told:
+            self._told = step
+            lg.info(
+                "converting the database of etcd",
+                source=str(self._source),
+                percent=100 * step // _STEPS,
+                bytes=done,
+                total_bytes=total,
+            )

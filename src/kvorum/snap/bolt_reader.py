@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -38,10 +38,9 @@ MAX_RUN: Final = 1 << 28
 MAX_BUCKETS: Final = 4096
 """etcd has ten."""
 
-PROGRESS_EVERY: Final = 4096
-"""Keys between two calls of a progress callback."""
-
 _META_PAGES: Final = 2
+
+Item = tuple[bytes, bytes]
 
 
 class _Bucket(NamedTuple):
@@ -51,12 +50,11 @@ class _Bucket(NamedTuple):
     inline: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
+class _Page(NamedTuple):
     id: int
     """0 for the page of an inline bucket."""
     flags: int
-    count: int
+    entries: int
     data: bytes
     """With the header and the overflow."""
 
@@ -71,6 +69,7 @@ class BoltFile:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.pages_read = _META_PAGES
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             try:
@@ -100,13 +99,21 @@ class BoltFile:
 
     def items(self, bucket: bytes) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) of a bucket in key order; KeyError if there is no such bucket."""
-        return self._items(self._buckets[bucket], self._fresh_marks())
+        return chain.from_iterable(self._leaf_items(self._buckets[bucket], self._fresh_marks()))
+
+    def batches(self) -> Iterator[tuple[bytes, list[Item]]]:
+        """(bucket, items) of the whole file in order, leaf by leaf; none for an empty bucket.
+        ``pages_read`` tells how far it has come."""
+        marks = self._fresh_marks()
+        for name, bucket in self._buckets.items():
+            for items in self._leaf_items(bucket, marks):
+                if items:
+                    yield name, items
 
     def all_items(self) -> Iterator[tuple[bytes, bytes, bytes]]:
         """(bucket, key, value) of the whole file, in order."""
-        marks = self._fresh_marks()
-        for name, bucket in self._buckets.items():
-            for key, value in self._items(bucket, marks):
+        for name, items in self.batches():
+            for key, value in items:
                 yield name, key, value
 
     def close(self) -> None:
@@ -168,29 +175,33 @@ class BoltFile:
         buckets: dict[bytes, _Bucket] = {}
         last = b""
         for page in self._leaves(self.meta.root, self._fresh_marks()):
-            for name, value, flags in self._elements(page, last):
-                if not flags & BUCKET_FLAG:
-                    raise self._error(f"{name!r} at the root is no bucket", page)
+            items, flagged = self._elements(page, last)
+            if len(flagged) < len(items):
+                plain = next(name for name, _ in items if name not in flagged)
+                raise self._error(f"{plain!r} at the root is no bucket", page)
+            for name, value in items:
                 if len(value) < BUCKET_HEAD.size:
                     raise self._error(f"bucket {name!r} is cut short", page)
                 root, _ = BUCKET_HEAD.unpack_from(value)
                 buckets[name] = _Bucket(root, value[BUCKET_HEAD.size :])
                 last = name
-                if len(buckets) > MAX_BUCKETS:
-                    raise self._error(f"more than {MAX_BUCKETS} buckets", page)
+            if len(buckets) > MAX_BUCKETS:
+                raise self._error(f"more than {MAX_BUCKETS} buckets", page)
         return buckets
 
     # Walking a tree.
 
-    def _items(self, bucket: _Bucket, marks: bytearray) -> Iterator[tuple[bytes, bytes]]:
+    def _leaf_items(self, bucket: _Bucket, marks: bytearray) -> Iterator[list[Item]]:
+        """The items of a bucket, leaf by leaf."""
         last = b""
         pages = self._leaves(bucket.root, marks) if bucket.root else self._inline(bucket)
         for page in pages:
-            for key, value, flags in self._elements(page, last):
-                if flags & BUCKET_FLAG:
-                    raise self._error(f"{key!r} is a bucket within a bucket", page)
-                yield key, value
-                last = key
+            items, flagged = self._elements(page, last)
+            if flagged:
+                raise self._error(f"{flagged[0]!r} is a bucket within a bucket", page)
+            yield items
+            if items:
+                last = items[-1][0]
 
     def _inline(self, bucket: _Bucket) -> Iterator[_Page]:
         data = bucket.inline
@@ -210,7 +221,7 @@ class BoltFile:
                 stack.pop()
                 continue
             page = self._page(child, marks)
-            if not page.count and child != root:
+            if not page.entries and child != root:
                 raise self._error("an empty page below the root", page)
             if page.flags == LEAF:
                 yield page
@@ -223,19 +234,19 @@ class BoltFile:
 
     def _children(self, page: _Page) -> list[int]:
         self._check_array(page)
-        area = memoryview(page.data)[ELEMENT_SIZE : ELEMENT_SIZE * (page.count + 1)]
+        area = memoryview(page.data)[ELEMENT_SIZE : ELEMENT_SIZE * (page.entries + 1)]
         return [child for _, _, child in BRANCH_ELEMENT.iter_unpack(area)]
 
-    def _elements(self, page: _Page, last: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-        """(key, value, flags) of a leaf, checked to follow ``last`` and to lie inside the page,
-        one behind the other: no byte is handed out twice."""
+    def _elements(self, page: _Page, last: bytes) -> tuple[list[Item], list[bytes]]:
+        """The items of a leaf, checked to follow ``last`` and to lie inside the page, one behind
+        the other: no byte is handed out twice. And the keys of those that are buckets."""
         self._check_array(page)
         data = page.data
         end = len(data)
         at = ELEMENT_SIZE
-        taken = ELEMENT_SIZE * (page.count + 1)
-        area = memoryview(data)[at:taken]
-        for flags, position, key_size, value_size in LEAF_ELEMENT.iter_unpack(area):
+        taken = ELEMENT_SIZE * (page.entries + 1)
+        items, flagged = [], []
+        for flags, position, key_size, value_size in LEAF_ELEMENT.iter_unpack(data[at:taken]):
             start = at + position
             middle = start + key_size
             stop = middle + value_size
@@ -245,14 +256,17 @@ class BoltFile:
             key = data[start:middle]
             if key <= last:
                 raise self._error(f"key {key!r} after {last!r}", page)
-            yield key, data[middle:stop], flags
+            if flags & BUCKET_FLAG:
+                flagged.append(key)
+            items.append((key, data[middle:stop]))
             last = key
             taken = stop
             at += ELEMENT_SIZE
+        return items, flagged
 
     def _check_array(self, page: _Page) -> None:
-        if ELEMENT_SIZE * (page.count + 1) > len(page.data):
-            raise self._error(f"{page.count} elements do not fit the page", page)
+        if ELEMENT_SIZE * (page.entries + 1) > len(page.data):
+            raise self._error(f"{page.entries} elements do not fit the page", page)
 
     # Pages.
 
@@ -275,6 +289,7 @@ class BoltFile:
             raise BoltError(self.path, f"{length} bytes long, at most {MAX_RUN}", page=page)
         if overflow:
             data = self._read(page * meta.page_size, length)
+        self.pages_read += overflow + 1
         for used in range(page, page + overflow + 1):
             if marks[used >> 3] & 1 << (used & 7):
                 raise BoltError(self.path, f"page {used} is used twice", page=page)
@@ -289,31 +304,3 @@ class BoltFile:
 
     def _error(self, why: str, page: _Page) -> BoltError:
         return BoltError(self.path, why, page=page.id or None)
-
-
-def import_bolt(
-    path: Path | str,
-    put: Callable[[bytes, bytes, bytes], object],
-    *,
-    progress: Callable[[bytes, int], object] | None = None,
-) -> dict[bytes, int]:
-    """Call ``put(bucket, key, value)`` for everything in an etcd database file, in order.
-
-    ``progress(bucket, keys)`` is called now and then, and at the end of each bucket, with the
-    number of the bucket's keys so far. Returns these numbers, empty buckets included. Raises
-    `BoltError` as soon as the file shows itself unsound: what was put before is then to be dropped.
-    """
-    counts: dict[bytes, int] = {}
-    with BoltFile(path) as file:
-        marks = file._fresh_marks()
-        for name, bucket in file._buckets.items():
-            count = 0
-            for key, value in file._items(bucket, marks):
-                put(name, key, value)
-                count += 1
-                if progress is not None and count % PROGRESS_EVERY == 0:
-                    progress(name, count)
-            counts[name] = count
-            if progress is not None:
-                progress(name, count)
-    return counts
