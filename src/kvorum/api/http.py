@@ -5,7 +5,6 @@ The JSON gateway is mounted from outside (`HttpService.mount`), so that this kno
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Collection
 from typing import Final
 from urllib.parse import unquote
@@ -18,8 +17,8 @@ from kvorum.api.mirror import mirror
 from kvorum.h2.http import Headers, HttpHandler, HttpRequest, HttpResponse, text_response
 from kvorum.log import get_logger
 from kvorum.server.server import Server
+from kvorum.server.versions import versions_document
 from kvorum.telemetry import Telemetry
-from kvorum.version import ETCD_VERSION
 
 lg = get_logger()
 
@@ -77,12 +76,8 @@ class HttpService:
 
     def _version(self, request: HttpRequest) -> HttpResponse:
         del request
-        versions = {
-            "etcdserver": ETCD_VERSION,
-            "etcdcluster": self._server.cluster.version or "not_decided",
-            "storage": self._server.storage_version or "unknown",
-        }
-        body = json.dumps(versions, separators=(",", ":")).encode()
+        server = self._server
+        body = versions_document(server.cluster.version, server.storage_version)
         return HttpResponse(200, body, [("Content-Type", "application/json")])
 
 
