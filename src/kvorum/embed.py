@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 from kvorum.api.health import HealthService
 from kvorum.api.http import HttpService
 from kvorum.api.mirror import mirror_calls
+from kvorum.api.peering import Peering
 from kvorum.api.services import build_methods
 from kvorum.backend import BackendError
 from kvorum.config import ServerConfig, make
@@ -29,6 +30,7 @@ from kvorum.config.urls import URL
 from kvorum.h2 import GrpcServer, HttpHandler, Limits, Method
 from kvorum.log import get_logger
 from kvorum.peer.http_client import HttpClient
+from kvorum.server.booted import Booted
 from kvorum.server.bootstrap import bootstrap
 from kvorum.server.errors import StartError
 from kvorum.server.server import GRPC_OVERHEAD, Server
@@ -58,6 +60,7 @@ class Member:
         self._health = HealthService()
         self._sockets: list[socket.socket] = []
         self._http: HttpClient | None = None
+        self._peering: Peering | None = None
 
     @property
     def server(self) -> Server:
@@ -85,13 +88,13 @@ class Member:
         """
         config = self.config
         try:
+            peers = self._bind(config.listen_peer_urls, listen=False)
             clients = self._bind(config.listen_client_urls)
             plain = self._bind(config.listen_client_http_urls)
             metrics = self._bind(config.listen_metrics_urls)
             self._http = HttpClient(source=config.local_address)
             booted = await bootstrap(config, asyncio.get_running_loop(), self._http)
-            self._server = Server(config, self.telemetry, booted)
-            self._server.start()
+            await self._start_server(booted, self._http, peers)
             await self._until_ready()
             http = HttpService(self.server, self.telemetry)
             both = None if plain else http.handle
@@ -108,6 +111,18 @@ class Member:
             raise why
         self._health.set_serving(True)
 
+    async def _start_server(self, booted: Booted, http: HttpClient, peers: Bound) -> None:
+        """The others are let in before consensus begins: they may have to be heard for it."""
+        self._peering = peering = Peering(self.config, booted, http, self.telemetry)
+        self._server = Server(
+            self.config, self.telemetry, booted, make_transport=peering.connect, http=http
+        )
+        try:
+            await peering.listen(self._server, peers)
+        except OSError as error:
+            raise StartError(f"listen for peers: {error.strerror or error}") from error
+        self._server.start()
+
     async def _until_ready(self) -> None:
         ready = asyncio.ensure_future(self.server.ready.wait())
         failure = self.server.failure
@@ -120,15 +135,18 @@ class Member:
             raise
         lg.info("ready to serve client requests")
 
-    def _bind(self, urls: Iterable[URL]) -> Bound:
-        """Take the addresses before anything else is touched: they are what is mostly wrong."""
+    def _bind(self, urls: Iterable[URL], *, listen: bool = True) -> Bound:
+        """Take the addresses before anything else is touched: they are what is mostly wrong. Who
+        connects where we do not ``listen`` yet is refused, and does not wait for an answer."""
         bound = []
         for url in urls:
             try:
-                listening = _listening_socket(url, reuse_port=self.config.socket_reuse_port)
+                listening = _bound_socket(url, reuse_port=self.config.socket_reuse_port)
+                self._sockets.append(listening)
+                if listen:
+                    listening.listen(_BACKLOG)
             except OSError as error:
                 raise StartError(f"listen {url}: {error.strerror or error}") from error
-            self._sockets.append(listening)
             bound.append((url, listening))
         return bound
 
@@ -166,6 +184,8 @@ class Member:
             if self._server is not None:
                 await self._server.stop()
         finally:
+            if self._peering is not None:
+                await self._peering.close()
             if self._http is not None:
                 await self._http.close()
             for listener in self._listeners:
@@ -181,7 +201,7 @@ class Member:
         return await asyncio.shield(self.server.failure)
 
 
-def _listening_socket(url: URL, *, reuse_port: bool) -> socket.socket:
+def _bound_socket(url: URL, *, reuse_port: bool) -> socket.socket:
     """Raises OSError, and then leaves nothing open."""
     if url.is_unix:
         with suppress(FileNotFoundError):
@@ -198,7 +218,6 @@ def _listening_socket(url: URL, *, reuse_port: bool) -> socket.socket:
         if reuse_port:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
-        listening.listen(_BACKLOG)
         listening.setblocking(False)
     except BaseException:
         listening.close()
