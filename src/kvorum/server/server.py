@@ -51,11 +51,12 @@ from kvorum.server.meta import (
     write_conf_state,
 )
 from kvorum.server.metrics import ServerMetrics
+from kvorum.server.peerlist import PeerList
 from kvorum.server.proposer import Caller, Ignored, Proposer, Told, fail
 from kvorum.server.publisher import Publisher
 from kvorum.server.quota import Quota
-from kvorum.server.raftnode import RaftNode
 from kvorum.server.raftlog import RaftLog
+from kvorum.server.raftnode import RaftNode
 from kvorum.server.reads import ReadGate
 from kvorum.server.request import RequestIds
 from kvorum.server.sending import SnapshotSender
@@ -236,6 +237,7 @@ class Server:
         config, loop = self.config, self.loop
         files = booted.snapshots
         self._remotes = booted.remotes
+        self._peers = PeerList(self.cluster, lambda: self.transport)
         self._heartbeats = HeartbeatWatch(
             config.tick, loop.time, self.telemetry.server.late_heartbeats
         )
@@ -244,7 +246,6 @@ class Server:
             member=self.id,
             cluster_id=self.cluster.id,
             backend=self.backend,
-            directory=files.directory,
             loop=loop,
         )
         self._installer = SnapshotInstaller(
@@ -340,9 +341,7 @@ class Server:
 
     def start(self) -> None:
         """Replay what the backend does not hold yet, take part in consensus, begin the upkeep."""
-        for member in (*self._remotes, *self.cluster.others()):
-            if member.id != self.id:
-                self.transport.add_peer(member.id, member.peer_urls)
+        self._peers.meet((*self._remotes, *self.cluster.others()))
         self.raft.start()
         if self.id in self.cluster.removed:
             self._leave_soon()
@@ -462,16 +461,9 @@ class Server:
     def membership_changed(self, change: Change) -> None:
         """The member list is another."""
         self._together.membership_changed()
-        transport, member = self.transport, change.member
-        if member == self.id:
-            if change.kind == "remove":
-                self._leave_soon()
-        elif change.kind == "add":
-            transport.add_peer(member, change.urls)
-        elif change.kind == "update":
-            transport.update_peer(member, change.urls)
-        elif change.kind == "remove":
-            transport.remove_peer(member)
+        self._peers.changed(change)
+        if change.kind == "remove" and change.member == self.id:
+            self._leave_soon()
 
     def version_changed(self, before: Version | None, after: Version | None) -> None:
         """The cluster version is another."""
@@ -531,14 +523,10 @@ class Server:
         self.quota.refresh()
 
     def _take_over_cluster(self) -> None:
-        before = set(self.cluster.members)
+        before = list(self.cluster.members)
         version = parse_version(self.cluster.version)
         self.cluster.restore()
-        for member in before - set(self.cluster.members):
-            self.transport.remove_peer(member)
-        for other in self.cluster.others():
-            self.transport.add_peer(other.id, other.peer_urls)
-            self.transport.update_peer(other.id, other.peer_urls)
+        self._peers.replaced(before)
         self.version_changed(version, parse_version(self.cluster.version))
 
     def _persists_checkpoints(self) -> bool:
