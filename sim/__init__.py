@@ -1,0 +1,1 @@
+"""A cluster in one process under one seed. See README.md."""

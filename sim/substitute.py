@@ -1,0 +1,170 @@
+"""Puts the simulated machine in the place of the real one in every module of Kvorum.
+
+Members are not written for a simulation: they import ``os``, ``lmdb`` or a thread class like any
+program. So whatever global of a module *is* one of these is replaced while a simulation runs, by
+identity and wherever it is: a module that is new tomorrow needs nothing to be done for it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import fcntl
+import os
+import pathlib
+import random
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import lmdb
+
+from kvorum.backend import worker
+from kvorum.server import diskthread
+from kvorum.wal import WAL, log
+from sim.mdb import Lmdb
+from sim.process import Blocking, Process
+from sim.system import System
+from sim.world import World
+
+SEGMENT_SIZE: Final = 48 * 1024
+"""Of the log: small enough that every run cuts and purges segments."""
+
+_REAL: Final = ("kvorum.testing", "kvorum.h2", "kvorum.log", "kvorum.logsink", "kvorum.cli")
+"""Modules that are none of a member's, or that look at the real machine to no effect."""
+
+
+@contextmanager
+def simulated(world: World) -> Iterator[System]:
+    """All of Kvorum runs on ``world`` meanwhile. One at a time."""
+    system = System(world)
+    stand_ins = _stand_ins(world, system)
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    opened: list[dict[str, Any]] = []
+    segment_sizes = _segment_sizes()
+    try:
+        for name, module in sorted(sys.modules.items()):
+            if name.startswith("kvorum.") and not name.startswith(_REAL):
+                undo += _replace(vars(module), stand_ins)
+                opened.append(vars(module))
+        for names in opened:
+            names["open"] = system.open_file  # hides the builtin
+        for defaults in segment_sizes:
+            defaults["segment_size"] = SEGMENT_SIZE
+        yield system
+    finally:
+        for defaults in segment_sizes:
+            defaults["segment_size"] = log.SEGMENT_SIZE
+        for names in opened:
+            del names["open"]
+        for names, name, real in undo:
+            names[name] = real
+
+
+def _stand_ins(world: World, system: System) -> dict[int, tuple[object, object]]:
+    """What replaces what, by the identity of the real thing."""
+    pairs: list[tuple[object, object]] = [
+        (os, system.os),
+        (fcntl, system.fcntl),
+        (shutil, system.shutil),
+        (time, system.time),
+        (threading, system.threading),
+        (lmdb, Lmdb(system)),
+        (pathlib.Path, system.Path),
+        (time.perf_counter, system.time.perf_counter),
+        (time.monotonic, system.time.monotonic),
+        (threading.Lock, system.threading.Lock),
+        (threading.Thread, system.threading.Thread),
+        (threading.Event, system.threading.Event),
+        (random.SystemRandom, _randoms(world)),
+        (concurrent.futures.ThreadPoolExecutor, Executor),
+        (diskthread.DiskThread, _disk_threads(world)),
+        (worker.Worker, _workers(world)),
+    ]
+    return {id(real): (real, stand_in) for real, stand_in in pairs}
+
+
+def _replace(
+    names: dict[str, Any], stand_ins: dict[int, tuple[object, object]]
+) -> list[tuple[dict[str, Any], str, Any]]:
+    found = [(name, value) for name, value in names.items() if id(value) in stand_ins]
+    for name, value in found:
+        names[name] = stand_ins[id(value)][1]
+    return [(names, name, value) for name, value in found]
+
+
+def _segment_sizes() -> list[dict[str, Any]]:
+    """Where the size of a log's segments is a default."""
+    functions: list[Any] = [WAL.__init__, WAL.create.__func__, WAL.open.__func__, log.open_log]
+    return [function.__kwdefaults__ for function in functions]
+
+
+def _current(world: World) -> Process:
+    assert world.current is not None, "made by nobody"
+    return world.current
+
+
+def _randoms(world: World) -> Callable[[], random.Random]:
+    return lambda: _current(world).random
+
+
+class Executor:
+    """``ThreadPoolExecutor``: it only stands for a name, the loop does the work."""
+
+    def __init__(self, workers: int = 1, thread_name_prefix: str = "") -> None:
+        pass
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        pass
+
+
+def _disk_threads(world: World) -> type:
+    class DiskThread:
+        """`kvorum.server.diskthread.DiskThread`."""
+
+        def __init__(self, name: str, loop: object) -> None:
+            process = _current(world)
+            self._thread = Blocking(process, process.sync_cost)
+            self._unreported = 0
+
+        def submit(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+            self._unreported += 1
+
+            def report(result: Any) -> None:
+                self._unreported -= 1
+                done(result)
+
+            self._thread.submit(work, report)
+
+        @property
+        def idle(self) -> bool:
+            return self._unreported == 0
+
+        def close(self) -> None:
+            self._thread.finish()
+
+    return DiskThread
+
+
+def _workers(world: World) -> type:
+    class Worker:
+        """`kvorum.backend.worker.Worker`."""
+
+        def __class_getitem__(cls, item: object) -> type:
+            return cls
+
+        def __init__(self, name: str, loop: object, done: Callable[[Any], None]) -> None:
+            process = _current(world)
+            self._thread = Blocking(process, process.sync_cost)
+            self._done = done
+
+        def submit(self, work: Callable[[], Any]) -> None:
+            self._thread.submit(work, self._done)
+
+        def stop(self) -> None:
+            self._thread.drain()
+
+    return Worker
