@@ -114,7 +114,7 @@ def follower(number: int, pipe: Connection) -> None:
                     if index == TURNS * BATCH:
                         last.set()
 
-                node.host.receive = receive  # type: ignore[method-assign]
+                node.host.receive = receive
                 node.transport.add_peer(LEADER, [leader])
                 await until(lambda: node.transport.active_since(LEADER))
                 started = process_time()

@@ -12,8 +12,8 @@ from typing import Any, Self
 from peersite import until
 from support.ports import free_port
 
-from kvorum.h2 import GrpcServer
-from kvorum.log import Log, Logger
+from kvorum.h2 import GrpcServer, Limits
+from kvorum.log import DEBUG, Log, Logger
 from kvorum.peer.context import Timing
 from kvorum.peer.http_client import HttpClient
 from kvorum.peer.interface import OutgoingSnapshot, RemovedMember, WrongMember
@@ -80,6 +80,7 @@ class Lines(Log):
 
     def __init__(self) -> None:
         super().__init__()
+        self.level = DEBUG
         self.lines: list[tuple[str, dict[str, object]]] = []
 
     def write(self, level: int, caller: str, msg: str, fields: Any) -> None:
@@ -93,7 +94,13 @@ class Node:
     """A transport, its fake host, and a listener that can be stopped and started again."""
 
     def __init__(
-        self, member: int, folder: Path, *, cluster: int = CLUSTER, timing: Timing = FAST
+        self,
+        member: int,
+        folder: Path,
+        *,
+        cluster: int = CLUSTER,
+        timing: Timing = FAST,
+        limits: Limits = PEER_LIMITS,
     ) -> None:
         self.id = member
         self.port = free_port()
@@ -114,13 +121,14 @@ class Node:
             logger=Logger(self.log),
         )
         self.service = PeerService(self.transport)
+        self._limits = limits
         self._server: GrpcServer | None = None
 
     async def listen(self) -> None:
         server = GrpcServer(
             {},
             self.service.handle,
-            PEER_LIMITS,
+            self._limits,
             report=self.errors.append,
             wants_source=wants_source,
         )

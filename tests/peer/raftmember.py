@@ -95,7 +95,7 @@ class RaftMember(FakeHost):
 
     def report_unreachable(self, member: int) -> None:
         super().report_unreachable(member)
-        self.node.report_unreachable(member)  # type: ignore[arg-type]
+        self.node.report_unreachable(member)
 
     def wake(self) -> None:
         if not self._scheduled:
