@@ -9,13 +9,16 @@ from kvorum.raft.types import ConfState
 from kvorum.types import Index, Term
 
 
-class Buckets(Protocol):
-    def put(self, bucket: str, key: bytes, value: bytes) -> None: ...
+class Readable(Protocol):
     def get(self, bucket: str, key: bytes) -> bytes | None: ...
+
+
+class Buckets(Readable, Protocol):
+    def put(self, bucket: str, key: bytes, value: bytes) -> None: ...
     def delete(self, bucket: str, key: bytes) -> None: ...
 
 
-def read_applied(backend: Buckets) -> tuple[Index, Term]:
+def read_applied(backend: Readable) -> tuple[Index, Term]:
     """Index and term of the last entry whose result the backend holds; 0, 0 in a new one."""
     index = backend.get("meta", b"consistent_index") or b""
     term = backend.get("meta", b"term") or b""
@@ -41,7 +44,7 @@ def write_conf_state(backend: Buckets, state: ConfState) -> None:
     backend.put("meta", b"confState", json.dumps(fields, separators=(",", ":")).encode())
 
 
-def read_storage_version(backend: Buckets) -> str:
+def read_storage_version(backend: Readable) -> str:
     """The storage version, "" in a database that predates 3.6 or is new."""
     return (backend.get("meta", b"storageVersion") or b"").decode()
 

@@ -49,11 +49,12 @@ class ServerMetrics:
             "commit": telemetry.disk.commit,
             "defrag": telemetry.disk.defrag,
             "hash": telemetry.mvcc.hash_seconds,
+            "snapshot": telemetry.disk.snapshot,
         }
         self._leader_changes = telemetry.server.leader_changes
 
     def observed(self, what: str, seconds: float) -> None:
-        """The backend did something: ``commit``, ``defrag`` or ``hash``."""
+        """The backend did something: ``commit``, ``defrag``, ``hash`` or ``snapshot``."""
         self._durations[what].observe(seconds)
 
     def leader_changed(self) -> None:

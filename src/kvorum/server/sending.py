@@ -14,17 +14,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
+from datetime import timedelta
 from typing import Final
 
-from kvorum.backend import Backend, Bucket, ReadView
+from kvorum.backend import Backend, ReadView
 from kvorum.log import get_logger
 from kvorum.membership import Cluster
 from kvorum.peer.interface import OutgoingSnapshot
 from kvorum.raft.types import ConfState, Message, MsgType, Snapshot, SnapshotMetadata
-from kvorum.server.meta import read_applied
+from kvorum.server.dbsnapshot import OpenDatabase, open_database
 from kvorum.server.snapshotter import membership_of
-from kvorum.snap import BoltWriter, build_store
+from kvorum.snap import build_store
 from kvorum.types import MemberID
 
 HOLD_SECONDS: Final = 30.0
@@ -32,8 +32,6 @@ HOLD_SECONDS: Final = 30.0
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 """What may be written to the log before it is cut all the same: memory has an end."""
-
-PIECE: Final = 256 * 1024
 
 lg = get_logger()
 
@@ -47,18 +45,15 @@ class SnapshotSender:
         member: MemberID,
         cluster_id: int,
         backend: Backend,
-        directory: Path,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.logged_bytes = 0
         self._member = member
         self._cluster_id = cluster_id
         self._backend = backend
-        self._directory = directory
         self._loop = loop
         self._holds = 0
         self._held_since = 0
-        self._made = 0
 
     # Keeping the log
 
@@ -85,50 +80,32 @@ class SnapshotSender:
 
     @asynccontextmanager
     async def open(self, message: Message) -> AsyncIterator[OutgoingSnapshot]:
-        """The database for a MsgSnap. Raises BackendError, OSError."""
+        """The database for a MsgSnap. Raises BackendError, and out of the chunks what
+        `open_database` says."""
         self._hold()
         try:
-            await self._backend.commit()
-            with self._backend.read_view() as view:
-                async with self._file(view) as path:
-                    size = path.stat().st_size
-                    about = {
-                        "from": f"{self._member:x}",
-                        "to": f"{message.to:x}",
-                        "bytes": size,
-                    }
-                    started = self._loop.time()
-                    lg.info("sending merged snapshot", **about)
-                    complete = _complete(message, view, self._cluster_id, self._member)
-                    yield OutgoingSnapshot(complete, size, self._pieces(path))
-                    took = self._loop.time() - started
-                    lg.info("sent merged snapshot", **about, took=f"{took:.3f}s")
+            async with open_database(self._backend) as database:
+                complete = _complete(message, database, self._cluster_id, self._member)
+                about = {
+                    "from": f"{self._member:x}",
+                    "to": f"{message.to:x}",
+                    "snapshot_index": database.index,
+                    "bytes": database.size,
+                }
+                started = self._loop.time()
+                lg.info("sending merged snapshot", **about)
+                yield OutgoingSnapshot(complete, database.size, _counted(database))
+                took = timedelta(seconds=self._loop.time() - started)
+                lg.info("sent merged snapshot", **about, took=took)
         finally:
-            self._loop.call_soon(self._release)
-
-    @asynccontextmanager
-    async def _file(self, view: ReadView) -> AsyncIterator[Path]:
-        self._made += 1
-        path = self._directory / f"tmp-{self._made}.out.db"
-        try:
-            await self._backend.in_thread(lambda: _write_file(view, path))
-            yield path
-        finally:
-            await self._loop.run_in_executor(None, lambda: path.unlink(missing_ok=True))
-
-    async def _pieces(self, path: Path) -> AsyncIterator[bytes]:
-        total = 0
-        with open(path, "rb") as file:  # noqa: ASYNC230 - opening is quick; reads are in a thread
-            while piece := await self._backend.in_thread(lambda: file.read(PIECE)):
-                total += len(piece)
-                yield piece
-        lg.info("sent database snapshot to writer", bytes=total)
+            # Whether it was delivered is told afterwards, and may hold the log for longer.
+            self._loop.call_later(1.0, self._release)
 
 
-def _write_file(view: ReadView, path: Path) -> None:
-    with BoltWriter(path, sync=False) as writer:
-        for bucket in Bucket:
-            writer.add_bucket(bucket.value.encode(), view.items(bucket))
+async def _counted(database: OpenDatabase) -> AsyncIterator[bytes]:
+    async for chunk in database.chunks:
+        yield chunk
+    lg.info("sent database snapshot to writer", bytes=database.size)
 
 
 class _Buckets:
@@ -148,15 +125,16 @@ class _Buckets:
         raise NotImplementedError("a view cannot be written to")
 
 
-def _complete(message: Message, view: ReadView, cluster_id: int, member: MemberID) -> Message:
-    """The message with the place and the members of the view in it."""
-    buckets = _Buckets(view)
-    index, term = read_applied(buckets)
-    cluster = Cluster(cluster_id, member, buckets)
+def _complete(
+    message: Message, database: OpenDatabase, cluster_id: int, member: MemberID
+) -> Message:
+    """The message with the place and the members of the database in it."""
+    assert message.snapshot is not None
+    asked, index = message.snapshot.metadata.index, database.index
+    assert index >= asked, f"the database ends at {index}, and a snapshot of {asked} is asked for"
+    cluster = Cluster(cluster_id, member, _Buckets(database.view))
     cluster.restore()
     state = ConfState(tuple(cluster.voters()), tuple(cluster.learners()))
-    assert message.snapshot is not None
-    asked = message.snapshot.metadata.index
-    assert index >= asked, f"the database ends at {index}, and a snapshot of {asked} is asked for"
-    snapshot = Snapshot(build_store(membership_of(cluster)), SnapshotMetadata(state, index, term))
+    meta = SnapshotMetadata(state, index, database.term)
+    snapshot = Snapshot(build_store(membership_of(cluster)), meta)
     return Message(MsgType.SNAP, message.to, message.from_, message.term, snapshot=snapshot)
