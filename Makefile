@@ -2,23 +2,33 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test check interop crash soak bench pb lock
+.PHONY: setup run test test-compiled check interop crash soak bench pb lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	KVORUM_COMPILE=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-setup: $(VENV)/.ready
+# The hot modules, compiled in place; without a C compiler they run from source, as in the tests.
+$(VENV)/.compiled: $(VENV)/.ready setup.py $(shell find src/kvorum -name '*.py')
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+setup: $(VENV)/.compiled
 
 run: setup
 	$(BIN)/kvorum
 
-test: setup
-	$(BIN)/python -m pytest -rs --ignore=tests/interop
+# On the sources, as they are.
+test: $(VENV)/.ready
+	KVORUM_PLAIN=1 $(BIN)/python -m pytest -rs --ignore=tests/interop
 
-check: setup
+# The same tests on the compiled modules, but for those that reach into a module.
+test-compiled: setup
+	$(BIN)/python -m pytest -rs --ignore=tests/interop -m "not plain"
+
+check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

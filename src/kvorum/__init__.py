@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from kvorum.compiled import choose
 from kvorum.version import VERSION as __version__
+
+choose()
 
 __all__ = ["__version__", "embed"]
 

@@ -180,6 +180,7 @@ def test_too_much_written_meanwhile_gives_up_cleanly(
     run(tmp_path, scenario)
 
 
+@pytest.mark.plain
 def test_writes_that_never_end_are_caught_up_with_in_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

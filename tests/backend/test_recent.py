@@ -38,6 +38,7 @@ def test_nothing_asked_is_nothing() -> None:
     assert store.asked == []
 
 
+@pytest.mark.plain
 def test_all_is_forgotten_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     store, records = Store(), RecentRecords()
     size = len(b"record of 0001") + recent.OVERHEAD
@@ -50,6 +51,7 @@ def test_all_is_forgotten_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.asked == [revs(1, 2)]
 
 
+@pytest.mark.plain
 def test_a_large_range_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     store, records = Store(), RecentRecords()
     monkeypatch.setattr(recent, "MAX_RANGE", 1)

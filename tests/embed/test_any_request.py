@@ -188,6 +188,7 @@ def lose_database(folder: str) -> None:
         path.unlink()
 
 
+@pytest.mark.plain
 def test_every_method_is_tried() -> None:
     """Those that are served, from the list that is served."""
 

@@ -156,6 +156,7 @@ async def watching(client: Client, key: bytes) -> StreamCall:
 
 
 @story
+@pytest.mark.plain
 async def test_more_renewals_of_an_expired_lease_than_may_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +282,7 @@ async def test_leases_survive_a_restart_and_begin_anew(tmp_path: Path) -> None:
 
 
 @story
+@pytest.mark.plain
 async def test_with_checkpoints_the_time_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -319,6 +319,7 @@ async def test_a_state_that_cannot_be_restored(tmp_path: Path) -> None:
 
 
 @story
+@pytest.mark.plain
 async def test_an_entry_that_cannot_be_applied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,6 +484,7 @@ async def test_a_write_that_fails_while_the_member_stops(
 
 
 @story
+@pytest.mark.plain
 async def test_a_bug_in_the_apply_ends_the_member(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,6 +500,7 @@ async def test_a_bug_in_the_apply_ends_the_member(
 
 
 @story
+@pytest.mark.plain
 async def test_a_bug_in_a_handler_ends_its_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ async def compacted(member: Member, at_least: int) -> int:
 
 
 @story
+@pytest.mark.plain
 async def test_compaction_by_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RevisionPolicy, "interval", 0.05)
     settings = {"auto_compaction_mode": "revision", "auto_compaction_retention": "10"}
@@ -61,6 +62,7 @@ async def test_compaction_by_revision(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @story
+@pytest.mark.plain
 async def test_compaction_by_time(tmp_path: Path) -> None:
     settings = {"auto_compaction_mode": "periodic", "auto_compaction_retention": "200ms"}
     async with serving(tmp_path, **settings) as (member, client):
@@ -141,6 +143,7 @@ ELSEWHERE = {
 
 
 @story
+@pytest.mark.plain
 async def test_every_failpoint_is_passed(tmp_path: Path) -> None:
     """A point that is never reached would make a test that uses it pass for nothing."""
     expected = points() - ELSEWHERE.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from h2wire import Frame, Wire, answer, grpc
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -123,6 +124,7 @@ def test_any_cuts_give_the_same_outcome(script: list[object], data: st.DataObjec
 
 @settings(max_examples=200, deadline=None)
 @given(SCRIPTS)
+@pytest.mark.plain
 def test_the_short_path_does_what_the_general_path_does(script: list[object]) -> None:
     raw = build(Wire(greet=False), script)
     assert outcome(raw, []) == outcome(raw, [], short=False)
@@ -160,6 +162,7 @@ def test_requests_in_one_read_are_answered_in_one_write() -> None:
     assert wire.woken == 0
 
 
+@pytest.mark.plain
 def test_the_short_path_is_taken() -> None:
     """Or the tests above would compare the general path with itself."""
     wire = Wire()

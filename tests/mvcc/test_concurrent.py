@@ -182,6 +182,7 @@ def test_a_key_with_many_revisions_is_compacted_in_slices(
     assert len(store.backend.range("key", b"", None)) == 11
 
 
+@pytest.mark.plain
 def test_a_hash_of_before_a_compaction_sees_each_slice_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

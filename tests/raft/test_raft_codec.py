@@ -273,7 +273,7 @@ def test_the_entry_cache_is_bounded():
     for term in range(1000):
         entry = Entry(term, 1 << 20, data=b"x")
         assert codec.encode_entry(entry) == pb_entry(entry, full=True).SerializeToString()
-    assert len(codec._heads) <= codec._Heads.LIMIT
+    assert len(codec._heads) <= codec._MOST_HEADS
 
 
 @given(st.lists(st.tuples(uints, uints), min_size=1))
@@ -284,8 +284,8 @@ def test_the_caches_of_messages_are_bounded(pairs):
     for to in range(1 << 63, (1 << 63) + 1000):
         m = Message(MsgType.APP_RESP, to, to + 5, 7)
         assert codec.decode_message(codec.encode_message(m)) == m
-    assert len(codec._message_heads) <= codec._MessageHeads.LIMIT
-    assert len(codec._member_ids) <= codec._MemberIDs.LIMIT
+    assert len(codec._message_heads) <= codec._MOST_PARTS
+    assert len(codec._member_ids) <= codec._MOST_PARTS
 
 
 # --- the short path of entries that follow each other

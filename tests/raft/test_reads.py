@@ -156,6 +156,7 @@ def test_a_malformed_answer_is_ignored():
 
 
 @pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.plain
 def test_waiting_reads_are_bounded(monkeypatch, committed):
     monkeypatch.setattr(reads, "MAX_WAITING_READS", 3)
     leader = lone(1, (1, 2, 3), 1, term=1).win()

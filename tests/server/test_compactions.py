@@ -158,6 +158,7 @@ def test_stopping_what_does_not_run(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
+@pytest.mark.plain
 def test_a_failure_is_reported_and_nobody_is_told_that_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

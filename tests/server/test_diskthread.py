@@ -81,6 +81,7 @@ def test_closing_finishes_what_was_submitted() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.plain
 def test_a_loop_that_is_gone_ends_the_thread() -> None:
     loop = asyncio.new_event_loop()
     disk = DiskThread("test-disk", loop)

@@ -36,6 +36,7 @@ async def test_after_a_break_a_quorum_is_asked() -> None:
 
 
 @on_a_loop
+@pytest.mark.plain
 async def test_a_break_while_a_quorum_is_asked_counts() -> None:
     bench = Bench()
     bench.leadership._last_tick -= 0.4

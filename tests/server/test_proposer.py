@@ -82,6 +82,7 @@ def test_too_large_is_measured_as_it_goes_into_the_log() -> None:
 
 
 @pytest.mark.parametrize(("name", "limit"), [("MAX_WAITING", 2), ("MAX_WAITING_BYTES", 20)])
+@pytest.mark.plain
 def test_more_than_may_wait_is_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
 ) -> None:

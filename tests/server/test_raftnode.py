@@ -39,6 +39,8 @@ from kvorum.server.request import RequestIds
 from kvorum.types import Index, MemberID, Term
 from kvorum.wal import WriteBatch, WriteFailed, WriteTimes
 
+pytestmark = pytest.mark.plain  # its log is a double
+
 ME = MemberID(5)
 
 

@@ -112,6 +112,7 @@ def test_confirmed_reads_are_not_asked_for_again(bench: Bench) -> None:
     assert len(bench.asked) == 1
 
 
+@pytest.mark.plain
 def test_too_many_are_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 1)
     bench.read("a")

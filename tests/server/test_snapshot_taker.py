@@ -286,6 +286,7 @@ def test_whatever_else_goes_wrong_with_purging_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["save", "record"])
+@pytest.mark.plain
 def test_a_disk_that_refuses_ends_the_member(tmp_path: Path, step: str) -> None:
     """Nothing is let go of before both are safely there."""
 

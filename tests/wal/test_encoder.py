@@ -82,6 +82,7 @@ def test_what_is_encoded_can_be_read_by_the_layout(
     ]
 
 
+@pytest.mark.plain
 def test_checksums_of_every_length_are_written_as_short_as_protobuf_does(tmp_path: Path) -> None:
     """Sixteen in seventeen take five bytes; enough entries show the others too."""
     encoder = Encoder(b"meta")

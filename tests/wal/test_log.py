@@ -429,6 +429,7 @@ def test_a_log_without_metadata(directory: Path) -> None:
         (RecordType.SNAPSHOT, b"\x08", "the data of a record of type 5 cannot be read"),
     ],
 )
+@pytest.mark.plain
 def test_records_that_make_no_sense(directory: Path, kind: int, data: bytes, why: str) -> None:
     encoder = Encoder(b"one")
     content = head_of(encoder)

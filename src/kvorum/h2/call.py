@@ -81,6 +81,7 @@ class Call(Stream):
         "_inbox",
         "_paused",
         "_request",
+        "_server",
         "_uncredited",
         "deadline",
         "method",
@@ -91,11 +92,10 @@ class Call(Stream):
         "slot",
     )
 
-    conn: ServerConnection
-
     def __init__(self, conn: ServerConnection, sid: int, head: RequestHead, method: Method) -> None:
         # Stream.__init__ in place, as every microsecond here is one of each request.
         self.conn = conn
+        self._server = conn
         self.sid = sid
         self.peer_done = False
         self.expected = head.content_length
@@ -142,12 +142,12 @@ class Call(Stream):
     @property
     def peer(self) -> str:
         """Where the client is, as text."""
-        return self.conn.peer
+        return self._server.peer
 
     @property
     def certificate(self) -> Certificate | None:
         """What the client proved by TLS, as ``SSLSocket.getpeercert`` gives it."""
-        return self.conn.certificate
+        return self._server.certificate
 
     # --- answering ------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class Call(Stream):
         """The one answer of the call, with status OK."""
         if self._done:
             return
-        conn = self.conn
+        conn = self._server
         size = len(message)
         framed = size + 5
         if (
@@ -191,7 +191,7 @@ class Call(Stream):
             return
         self._headed = True
         block = _HEAD_BLOCK + encode(metadata) if metadata else _HEAD_BLOCK
-        conn = self.conn
+        conn = self._server
         conn.send(headers(self.sid, block, end_stream=False, max_frame=conn.peer_frame))
 
     def send(self, message: bytes) -> None:
@@ -219,13 +219,13 @@ class Call(Stream):
             self.start()
             alone = False
         self._settle(code)
-        self.conn.answers += 1
+        self._server.answers += 1
         block = _OK_BLOCK if code == 0 else status_block(code, message, alone=alone)
-        if len(block) > self.conn.peer_header_list:
+        if len(block) > self._server.peer_header_list:
             self.drop_backlog()
-            self.conn.reset_stream(self.sid, ErrorCode.INTERNAL_ERROR)
+            self._server.reset_stream(self.sid, ErrorCode.INTERNAL_ERROR)
             return
-        tail = headers(self.sid, block, end_stream=True, max_frame=self.conn.peer_frame)
+        tail = headers(self.sid, block, end_stream=True, max_frame=self._server.peer_frame)
         if not self.peer_done:
             # RFC 9113 section 8.1: the answer is complete, the rest of the request is not wanted.
             tail += rst_stream(self.sid, ErrorCode.NO_ERROR)
@@ -242,7 +242,7 @@ class Call(Stream):
 
     def _drop_inbox(self) -> None:
         if self._inbox is not None:
-            self.conn.recv_backlog -= self._inbox.held
+            self._server.recv_backlog -= self._inbox.held
             self._inbox = None
 
     def expire(self) -> None:
@@ -272,7 +272,7 @@ class Call(Stream):
         try:
             callback(*args)
         except Exception as error:
-            self.conn.handler_failed(self, error)
+            self._server.handler_failed(self, error)
 
     # --- receiving ------------------------------------------------------------------------------
 
@@ -290,7 +290,7 @@ class Call(Stream):
     def feed(self, data: bytes, end: bool) -> None:
         if self._done:
             return
-        conn = self.conn
+        conn = self._server
         self.waiting = None
         inbox = self._inbox
         if inbox is None:
@@ -320,7 +320,7 @@ class Call(Stream):
             while inbox is not None and not self._paused:
                 before = inbox.held
                 message = inbox.next()
-                self.conn.recv_backlog -= before - inbox.held
+                self._server.recv_backlog -= before - inbox.held
                 if message is None:
                     if self.peer_done:
                         self._ended(inbox)
@@ -350,4 +350,4 @@ class Call(Stream):
         elif self._request is None:
             raise RpcError(Code.INTERNAL, _CARDINALITY + "received no request message")
         else:
-            self.conn.run_unary(self, self._request)
+            self._server.run_unary(self, self._request)

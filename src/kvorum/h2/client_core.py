@@ -104,6 +104,7 @@ class ClientCall(Stream):
     certainly not acted on it, so that it may be tried again."""
 
     __slots__ = (
+        "_client",
         "_done",
         "_ending",
         "_inbox",
@@ -119,8 +120,6 @@ class ClientCall(Stream):
         "unprocessed",
     )
 
-    conn: ClientConnection
-
     def __init__(
         self,
         conn: ClientConnection,
@@ -129,6 +128,7 @@ class ClientCall(Stream):
         on_done: Callable[[int, str, Metadata], None],
     ) -> None:
         super().__init__(conn, sid, peer_done=False)
+        self._client = conn
         self.on_message = on_message
         self.on_done = on_done
         self.on_head: Callable[[Metadata], None] | None = None
@@ -263,7 +263,7 @@ class ClientCall(Stream):
     def _over(self, code: int, message: str, trailers: Metadata) -> None:
         """The server has ended the call; what we have not sent yet is not wanted any more."""
         self._finish(code, message, trailers)
-        conn = self.conn
+        conn = self._client
         if self._local_end and not self.backlog:
             conn.forget(self)
         elif self.sid in conn.streams:

@@ -22,12 +22,20 @@ _HOP_BY_HOP: Final = frozenset(
 class Exchange(Stream):
     """Collects the request, then is the ``Answer`` to it."""
 
-    __slots__ = ("_done", "_head", "_is_head", "_parts", "_size", "on_cancel", "on_writable")
-
-    conn: ServerConnection
+    __slots__ = (
+        "_done",
+        "_head",
+        "_is_head",
+        "_parts",
+        "_server",
+        "_size",
+        "on_cancel",
+        "on_writable",
+    )
 
     def __init__(self, conn: ServerConnection, sid: int, head: RequestHead) -> None:
         super().__init__(conn, sid, peer_done=False)
+        self._server = conn
         self.expected = head.content_length
         self._head = head
         self._parts: list[bytes] = []
@@ -42,19 +50,20 @@ class Exchange(Stream):
             return
         self._parts.append(data)
         self._size += len(data)
-        self.conn.recv_backlog += len(data)
+        self._server.recv_backlog += len(data)
         self.credit(len(data))
-        limits = self.conn.limits
-        if self._size > limits.max_http_body or self.conn.recv_backlog > limits.max_receive_backlog:
+        limits = self._server.limits
+        held = self._server.recv_backlog
+        if self._size > limits.max_http_body or held > limits.max_receive_backlog:
             self._drop_body()
             self.begin(413, [], 0)
         elif end:
             body = b"".join(self._parts)
             self._drop_body()
-            self.conn.run_http(self, self._request(body))
+            self._server.run_http(self, self._request(body))
 
     def _drop_body(self) -> None:
-        self.conn.recv_backlog -= self._size
+        self._server.recv_backlog -= self._size
         self._parts.clear()
         self._size = 0
 
@@ -70,7 +79,7 @@ class Exchange(Stream):
         if authority and not head.get(b"host"):
             named.insert(0, ("host", authority.decode("latin-1")))
         method = head.get(b":method").decode("latin-1")
-        conn = self.conn
+        conn = self._server
         return HttpRequest(
             method, path, query, named, body, "2", conn.peer, conn.secure, conn.certificate
         )
@@ -88,12 +97,12 @@ class Exchange(Stream):
         if length is not None:
             block.append((b"content-length", b"%d" % length))
         end = self._is_head or length == 0
-        max_frame = self.conn.peer_frame
+        max_frame = self._server.peer_frame
         head = headers(self.sid, encode(block), end_stream=end, max_frame=max_frame)
         if end:
             self._finish(head)
         else:
-            self.conn.send(head)
+            self._server.send(head)
 
     def write(self, data: bytes) -> None:
         if not self._done:
@@ -106,7 +115,7 @@ class Exchange(Stream):
     def abort(self) -> None:
         if not self._done:
             self._done = True
-            self.conn.reset_stream(self.sid, ErrorCode.INTERNAL_ERROR)
+            self._server.reset_stream(self.sid, ErrorCode.INTERNAL_ERROR)
 
     def _finish(self, tail: bytes) -> None:
         self._done = True

@@ -81,6 +81,9 @@ class Link(asyncio.Protocol):
             server.mark(self)
         else:
             self.flush()
+            # What the handlers have put off until the end of the turn may answer at once; its
+            # output then leaves before the loop waits again.
+            server.arm()
 
     def eof_received(self) -> bool:
         """The client sends no more. An HTTP/1.1 answer under way is still wanted."""
@@ -267,6 +270,7 @@ class GrpcServer:
         self.service = Service(methods, self._deadlines, http=http, report=report)
         self._listeners: list[asyncio.Server] = []
         self._dirty: list[Link] = []
+        self._armed = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._emptied = asyncio.Event()
 
@@ -330,12 +334,19 @@ class GrpcServer:
 
     def mark(self, link: Link) -> None:
         """The connection has output: all such are written once in the next loop turn."""
-        if not self._dirty:
-            self.loop.call_soon(self.flush)
+        if not self._armed:
+            self.arm()
         self._dirty.append(link)
+
+    def arm(self) -> None:
+        """Have marked connections written after all that was put off until now."""
+        if not self._armed:
+            self._armed = True
+            self.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Write what is there now, without waiting for the next turn."""
+        self._armed = False
         dirty, self._dirty = self._dirty, []
         for link in dirty:
             self._guarded(link, link.flush)

@@ -56,6 +56,10 @@ _LOW14: Final = tuple(bytes((low & 0x7F | 0x80, low >> 7 | 0x80)) for low in ran
 _DATA_HEADS: Final = tuple(b"\x22" + varint(length) for length in range(1 << 12))
 
 
+_MOST_HEADS: Final = 64
+_MOST_PARTS: Final = 256
+
+
 class _Heads(dict[tuple[int, int, int], tuple[bytes, bytes]]):
     """All that consecutive entries have in common, by (type, term, index >> 14).
 
@@ -63,11 +67,9 @@ class _Heads(dict[tuple[int, int, int], tuple[bytes, bytes]]):
     keys is in use at a time; the oldest are thrown away together.
     """
 
-    LIMIT = 64
-
     def __missing__(self, key: tuple[int, int, int]) -> tuple[bytes, bytes]:
         kind, term, high = key
-        if len(self) >= self.LIMIT:
+        if len(self) >= _MOST_HEADS:
             self.clear()
         head = b"\x08" + varint(kind) + b"\x10" + varint(term) + b"\x18"
         self[key] = value = (head, varint(high))
@@ -308,10 +310,8 @@ def _decode_single(buf: bytes) -> ConfChangeSingle:
 class _MessageHeads(dict[tuple[int, int, int, int, int], bytes]):
     """How messages begin, up to their index; two members repeat a dozen of these all day."""
 
-    LIMIT = 256
-
     def __missing__(self, key: tuple[int, int, int, int, int]) -> bytes:
-        if len(self) >= self.LIMIT:
+        if len(self) >= _MOST_PARTS:
             self.clear()
         self[key] = value = b"\x08%b\x10%b\x18%b\x20%b\x28%b\x30" % tuple(map(varint, key))
         return value
@@ -362,10 +362,8 @@ class _MemberIDs(dict[bytes, tuple[int, int]]):
     """Value and length of the varints that members have for ids, by the ten bytes from where they
     begin. An id has nine or ten bytes and costs as much as the rest of a short message."""
 
-    LIMIT = 256
-
     def __missing__(self, key: bytes) -> tuple[int, int]:
-        if len(self) >= self.LIMIT:
+        if len(self) >= _MOST_PARTS:
             self.clear()
         self[key] = value = read_varint(key, 0, len(key))
         return value

@@ -84,7 +84,8 @@ def _restore(r: Raft, snapshot: Snapshot) -> bool:
         return False
     state = meta.conf_state
     # Whoever is in learners_next is in voters_outgoing.
-    if r.id not in (*state.voters, *state.learners, *state.voters_outgoing):
+    members = (*state.voters, *state.learners, *state.voters_outgoing)
+    if r.id not in members:
         r.logger.warn(
             f"{r.id:x} attempted to restore snapshot but it is not in the ConfState {state}; "
             "should never happen"

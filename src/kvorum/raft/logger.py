@@ -23,4 +23,11 @@ class NullLogger:
     def debug(self, msg: str, /) -> None:
         pass
 
-    info = warn = error = debug
+    def info(self, msg: str, /) -> None:
+        pass
+
+    def warn(self, msg: str, /) -> None:
+        pass
+
+    def error(self, msg: str, /) -> None:
+        pass

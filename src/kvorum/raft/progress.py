@@ -121,9 +121,17 @@ class Progress:
 
     def copy(self) -> Progress:
         """A copy that shares the in-flight window."""
-        twin = Progress.__new__(Progress)
-        for name in Progress.__slots__:
-            setattr(twin, name, getattr(self, name))
+        twin = Progress(
+            self.match,
+            self.next,
+            self.inflights,
+            is_learner=self.is_learner,
+            recent_active=self.recent_active,
+        )
+        twin.state = self.state
+        twin.sent_commit = self.sent_commit
+        twin.pending_snapshot = self.pending_snapshot
+        twin.append_paused = self.append_paused
         return twin
 
     def _enter(self, state: ProgressState) -> None:

@@ -318,6 +318,24 @@ class ConfChange:
 AnyConfChange = ConfChange | ConfChangeV2
 
 
+_FIELDS: Final = (
+    "commit",
+    "context",
+    "entries",
+    "from_",
+    "index",
+    "log_term",
+    "reject",
+    "reject_hint",
+    "responses",
+    "snapshot",
+    "term",
+    "to",
+    "type",
+    "vote",
+)
+
+
 class Message:
     """Any message of the protocol, between members or between a member and its own storage.
 
@@ -325,22 +343,7 @@ class Message:
     ``responses`` and ``vote`` are used only by the local storage messages.
     """
 
-    __slots__ = (
-        "commit",
-        "context",
-        "entries",
-        "from_",
-        "index",
-        "log_term",
-        "reject",
-        "reject_hint",
-        "responses",
-        "snapshot",
-        "term",
-        "to",
-        "type",
-        "vote",
-    )
+    __slots__ = _FIELDS
 
     def __init__(
         self,
@@ -387,7 +390,7 @@ class Message:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Message):
             return NotImplemented
-        return all(_field(self, name) == _field(other, name) for name in Message.__slots__)
+        return all(_field(self, name) == _field(other, name) for name in _FIELDS)
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
@@ -399,7 +402,7 @@ def _field(message: Message, name: str) -> object:
 
 def _nonzero_fields(message: Message) -> Iterable[str]:
     head = ("from_", "to", "type", "term")
-    for name in Message.__slots__:
+    for name in _FIELDS:
         if name not in head and (value := getattr(message, name)):
             yield f"{name}={value!r}"
 

@@ -33,8 +33,8 @@ class DiskThread:
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._queue: SimpleQueue[tuple[Work, Done] | None] = SimpleQueue()
-        self._thread = Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._worker = Thread(target=self._run, name=name, daemon=True)
+        self._worker.start()
         self._unreported = 0
 
     def submit(self, work: Work, done: Done) -> None:
@@ -56,7 +56,7 @@ class DiskThread:
     def close(self) -> None:
         """Finish what was submitted, and end the thread. Results still unreported are lost."""
         self._queue.put(None)
-        self._thread.join()
+        self._worker.join()
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
