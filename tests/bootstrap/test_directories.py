@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from boot_kit import (
@@ -21,11 +23,13 @@ from boot_kit import (
     wal_dir,
     write_snapshot,
 )
+from peer_fakes import FakeHttp, FakeNames
 
 from kvorum.backend import BackendError, LockedError
 from kvorum.config import ServerConfig, parse_urls
 from kvorum.membership import Member, cluster_id, member_id
 from kvorum.pb import etcdserverpb as pb
+from kvorum.peer.http_client import HttpReply
 from kvorum.raft.codec import decode_conf_change
 from kvorum.raft.types import (
     NONE,
@@ -33,10 +37,11 @@ from kvorum.raft.types import (
     EntryType,
     HardState,
 )
+from kvorum.server.bootstrap import bootstrap
 from kvorum.server.errors import BadDataDirectory, BadInitialCluster, StartError
 from kvorum.snap import Snapshotter
 from kvorum.types import Index, MemberID, Term
-from kvorum.wal import WAL, SegmentLocked, WALError, read_log
+from kvorum.wal import WAL, SegmentLocked, WALError, open_log, read_log
 
 
 @pytest.fixture
@@ -172,6 +177,49 @@ def test_cut_off_before_the_first_entry(config: ServerConfig, tmp_path: Path) ->
         assert booted.storage.last_index() == 1
         assert booted.storage.initial_state()[0].commit == 1
     assert len(read_log(wal_dir(config)).entries) == 1
+
+
+def test_cut_off_within_the_first_entries(config: ServerConfig) -> None:
+    """The state that counts them as committed is the end of the same write."""
+    with booting(config) as booted:
+        first = booted.storage.entries(Index(1), Index(2), 1 << 20)
+    cut_to_metadata(config)
+    log, _ = open_log(wal_dir(config), unsafe_no_fsync=True)
+    log.write(log.encode(None, first))
+    log.close()
+    for _ in range(2):
+        with booting(config) as booted:
+            assert booted.storage.last_index() == 1
+            assert booted.storage.initial_state()[0].commit == 1
+    assert len(read_log(wal_dir(config)).entries) == 1
+
+
+def test_a_first_start_that_is_given_up(config: ServerConfig, tmp_path: Path) -> None:
+    """While it waits for others, with files open that the next start needs."""
+    url = "http://127.0.0.1:1"
+    config = config_of(tmp_path, initial_cluster=f"m={PEER},a={url}")
+    with booting(config):
+        pass
+    cut_to_metadata(config)
+
+    class Silent(FakeHttp):
+        async def request(self, *words: Any, **options: Any) -> HttpReply:
+            asking.set()
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError("not reached")
+
+    asking = asyncio.Event()
+
+    async def given_up() -> None:
+        loop = asyncio.get_running_loop()
+        starting = asyncio.ensure_future(bootstrap(config, loop, Silent(), FakeNames()))
+        await asking.wait()
+        starting.cancel()
+        await asyncio.wait([starting])
+
+    asyncio.run(given_up())
+    with booting(config) as booted:
+        assert booted.storage.last_index() == 2
 
 
 def cut_to_metadata(config: ServerConfig) -> None:

@@ -177,6 +177,16 @@ def test_one_member_that_is_too_new_is_enough(tmp_path: Path) -> None:
         joined(tmp_path, http)
 
 
+@pytest.mark.parametrize(("learner", "asks"), [(False, False), (True, True)])
+def test_a_single_member_that_waits_for_us_cannot_be_asked(
+    tmp_path: Path, learner: bool, asks: bool
+) -> None:
+    """Without us it has no quorum any more, so it cannot say whether it is going down."""
+    http = cluster(ONE, Member(MemberID(9), (ME,), is_learner=learner))
+    assert joined(tmp_path, http, f"a={A},m={ME}").member == 9
+    assert ((f"{A}/downgrade/enabled", 7.0) in http.asked) is asks
+
+
 def test_too_many_learners(tmp_path: Path) -> None:
     learners = [Member(m.id, m.peer_urls, m.name, is_learner=True) for m in (TWO, NEW)]
     with pytest.raises(CannotJoin, match=r"^membership: too many learner members in cluster$"):

@@ -54,7 +54,7 @@ async def join(
         raise CannotJoin(f"cannot fetch cluster info from peer urls: {error}") from None
     local = await _find_local(initial, running, matcher)
     others = [member for member in running.members if member.id != local]
-    if not await is_compatible(http, others, timeout=config.request_timeout):
+    if not await _is_compatible(running, others, http, config.request_timeout):
         raise CannotJoin("incompatible with current running cluster")
     if sum(member.is_learner for member in running.members) > config.max_learners:
         raise CannotJoin(TOO_MANY_LEARNERS)
@@ -99,10 +99,10 @@ async def _match(
     return "", why
 
 
-async def is_compatible(
-    http: HttpClient,
+async def _is_compatible(
+    running: RunningCluster,
     others: list[Member],
-    *,
+    http: HttpClient,
     timeout: float,  # noqa: ASYNC109 - of each request
 ) -> bool:
     """Whether we speak the cluster's version: so say all members that can be asked, and that is
@@ -110,7 +110,9 @@ async def is_compatible(
     versions = await asyncio.gather(
         *(ask_cluster_version(http, member, timeout=timeout) for member in others)
     )
-    low, high = _allowed(await _is_going_down(http, others, timeout))
+    low, high = _allowed(
+        _has_quorum(running, others) and await _is_going_down(http, others, timeout)
+    )
     agrees = False
     for member, text in zip(others, versions, strict=True):
         version = parse_version(text) if text is not None else None
@@ -137,6 +139,13 @@ def _allowed(going_down: bool) -> tuple[Version, Version]:
         above = Version(OWN.major, OWN.minor + 1)
         return above, above
     return LOWEST, OWN
+
+
+def _has_quorum(running: RunningCluster, others: list[Member]) -> bool:
+    """Whether the others are a cluster without us. Where we are added to a single member, they
+    are not: it waits for us, and to ask it anything that needs a quorum would only cost time."""
+    voters = sum(not member.is_learner for member in running.members)
+    return sum(not member.is_learner for member in others) > voters // 2
 
 
 async def _is_going_down(
