@@ -101,9 +101,10 @@ class Node:
         cluster: int = CLUSTER,
         timing: Timing = FAST,
         limits: Limits = PEER_LIMITS,
+        port: int | None = None,
     ) -> None:
         self.id = member
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.host = FakeHost(folder)
         self.telemetry = Telemetry()

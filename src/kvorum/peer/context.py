@@ -45,7 +45,8 @@ class Timing:
 @dataclass(slots=True)
 class Context:
     """``ssl`` and ``source`` (a local address) are for the streams that we dial; ``http`` has its
-    own. ``wall`` is the time of day in nanoseconds."""
+    own. ``wall`` is the time of day in nanoseconds; ``timer`` counts seconds more finely than the
+    loop's clock, which stands still within a turn."""
 
     host: Host
     us: Identity
@@ -57,6 +58,7 @@ class Context:
     source: str | None = None
     timing: Timing = Timing()
     wall: Callable[[], int] = time.time_ns
+    timer: Callable[[], float] = time.perf_counter
     lg: Logger = field(default_factory=get_logger)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     runs: Runs = field(default_factory=Runs)

@@ -45,7 +45,7 @@ class Prober:
         ctx, timing = self._ctx, self._ctx.timing
         urls = self._contact.picker.urls
         url = str(urls[self._turn % len(urls)])
-        started = ctx.loop.time()
+        started = ctx.timer()
         try:
             reply = await ctx.http.request("GET", url, PATH, timeout=timing.idle, max_body=4096)
             now = _clock_of(reply.status, reply.body)
@@ -53,7 +53,7 @@ class Prober:
             self._turn += 1
             self._unhealthy(error or type(error).__name__)
             return
-        self._rtt = ctx.loop.time() - started
+        self._rtt = ctx.timer() - started
         self._seconds.observe(self._rtt)
         self._check_drift(now)
 

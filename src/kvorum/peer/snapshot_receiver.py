@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from time import perf_counter
 from typing import Final, TypeVar
 
 from kvorum.durations import render as duration
@@ -188,9 +187,9 @@ class _File:
                 data, block, held = b"".join(block), [], 0
                 await self._do(lambda data=data: self._write(data))  # type: ignore[misc]
         await self._do(lambda: self._write(b"".join(block)))
-        started = perf_counter()
+        started = self._ctx.timer()
         await self._do(lambda: os.fsync(self._fd))
-        self._ctx.snap.db_fsync.observe(perf_counter() - started)
+        self._ctx.snap.db_fsync.observe(self._ctx.timer() - started)
         self._kept = True
         assert self._path is not None
         return self._path

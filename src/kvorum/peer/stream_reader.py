@@ -77,7 +77,7 @@ class StreamReader:
         status.activate()
         lg.info("established TCP streaming connection with remote peer", **self._fields)
         try:
-            why = await stream.over
+            why = await asyncio.shield(stream.over)
         finally:
             stream.close()
         lg.warn("lost TCP streaming connection with remote peer", **self._fields, error=why)
