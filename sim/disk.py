@@ -1,9 +1,9 @@
 """A member's disk: a tree of files of which only what was synced outlives a power cut.
 
-The cache and the platter are kept apart. A write, a truncation or a name goes into the cache, and to
-the platter with the next sync of its file or directory. When the power goes, of what was not synced
-an arbitrary first part has got there by itself: of each file its first few writes, the last of them
-cut off at a sector; of each directory its first few changes. That is what POSIX leaves open.
+The cache and the platter are kept apart. A write, a truncation or a name goes into the cache, and
+to the platter with the next sync of its file or directory. When the power goes, of what was not
+synced an arbitrary first part has got there by itself: of each file its first few writes, the last
+of them cut off at a sector; of each directory its first few changes. POSIX leaves that open.
 """
 
 from __future__ import annotations

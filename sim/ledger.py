@@ -222,12 +222,19 @@ class Ledger:
     def _listen_to_applier(self, life: Life, server: Any) -> None:
         apply: Callable[..., Any] = server.applier.apply
 
-        def wrapped(entries: Sequence[Entry], *rest: Any) -> Any:
+        def wrapped(entries: Sequence[Entry], change_conf: Callable[..., Any]) -> Any:
             before = server.applier.index
             if before != life.applied:
                 self._jumped(life, before, server.store.rev)
-            result = apply(entries, *rest)
+            configurations = []
+
+            def changing(change: object) -> Any:
+                configurations.append(change_conf(change))
+                return configurations[-1]
+
+            result = apply(entries, changing)
             self._applied(life, entries, server)
+            self._configured(life, entries, configurations)
             return result
 
         server.applier.apply = wrapped
@@ -256,8 +263,6 @@ class Ledger:
                     f"{life.member} applies {content} at {entry.index}, others {known}"
                     " (term, type, checksum)"
                 )
-            if entry.type is not EntryType.NORMAL:
-                self._agree(life, book.configurations, entry.index, server.applier.conf_state)
         life.applied = entries[-1].index
         self._agree(life, book.revisions, life.applied, server.store.rev)
         if server.store.rev < life.revision:
@@ -266,6 +271,14 @@ class Ledger:
         for key, _, record, _ in server.store.changes:
             if book.records.setdefault(key, record) != record:
                 self.complain(f"{life.member} has another record at revision {key.hex()}")
+
+    def _configured(
+        self, life: Life, entries: Sequence[Entry], configurations: Sequence[object]
+    ) -> None:
+        """Each change of the members leads everywhere to the same ones."""
+        changes = [entry.index for entry in entries if entry.type is not EntryType.NORMAL]
+        for index, configuration in zip(changes, configurations, strict=True):
+            self._agree(life, self.book.configurations, index, configuration)
 
     def _agree(self, life: Life, known: dict[int, Any], index: int, mine: object) -> None:
         first = known.setdefault(index, mine)

@@ -101,9 +101,10 @@ class System:
 
     def open_file(self, path: object, mode: str = "r", *_: object) -> SimFile:
         """The builtin ``open``."""
-        assert "b" in mode, "only files of bytes are simulated"
         flags = os.O_RDONLY if mode.startswith("r") else os.O_CREAT | os.O_TRUNC
-        return SimFile(self, self.open(path, flags), closefd=True)
+        fd = self.open(path, flags)
+        assert "b" in mode, "only files of bytes are simulated"
+        return SimFile(self, fd, closefd=True)
 
     def close(self, fd: int) -> None:
         description = self.description(fd)
