@@ -9,7 +9,7 @@ import kvorum
 from kvorum.config.pending import PENDING
 from kvorum.config.server import all_settings
 
-PEERS = "concerns other members, and several are refused as pending"
+PEERS = "concerns checks of members against each other, which are not there yet"
 TLS = "concerns TLS, which is refused as pending"
 TRACING = "concerns tracing, which is refused as pending"
 AUTH = "concerns authentication, which cannot be switched on yet"
@@ -23,16 +23,10 @@ EXCUSED = {
     "corrupt-check-time": PEERS,
     "discovery-fallback": "has one value left",
     "discovery-max-request-bytes": "what we send to a discovery service is tiny",
-    "downgrade-check-time": PEERS,
     "enable-grpc-gateway": "on by default; the gateway is not there yet",
-    "initial-election-tick-advance": PEERS,
     "key-file": "goes with cert-file, which is refused as pending",
-    "listen-peer-urls": PEERS,
-    "raft-read-timeout": PEERS,
-    "raft-write-timeout": PEERS,
     "self-signed-cert-validity": TLS,
     "socket-reuse-address": "listeners always set it",
-    "strict-reconfig-check": PEERS,
     "v2-deprecation": "etcd overrides it too",
     "warning-unary-request-duration": "slow requests are not logged yet",
 }

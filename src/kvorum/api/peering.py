@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from socket import socket
 from typing import Final
 
@@ -52,7 +53,7 @@ class Peering:
             http=self._http,
             telemetry=self._telemetry,
             source=config.local_address,
-            timing=Timing(dial=DIAL_SECONDS + config.election_timeout / 1000),
+            timing=_timing(config),
         )
         self._service = PeerService(transport)
         return transport
@@ -62,8 +63,13 @@ class Peering:
         assert self._service is not None, "the server has no transport yet"
         for path, handler in peer_routes(server).items():
             self._service.mount(path, handler)
+        limits = replace(
+            PEER_LIMITS,
+            http_idle_timeout=self._config.raft_read_timeout,
+            write_stall_timeout=self._config.raft_write_timeout,
+        )
         self._listener = GrpcServer(
-            {}, self._service.handle, PEER_LIMITS, report=server.failed, wants_source=wants_source
+            {}, self._service.handle, limits, report=server.failed, wants_source=wants_source
         )
         for url, listening in bound:
             await self._listener.listen(sock=listening)
@@ -74,3 +80,13 @@ class Peering:
         if self._listener is not None:
             await self._listener.drain(DRAIN_SECONDS)
             self._listener.close()
+
+
+def _timing(config: ServerConfig) -> Timing:
+    """A stream is kept alive by three heartbeats in the time after which a silent one is given up.
+    That of the others is not known; all members should have the same."""
+    return Timing(
+        dial=DIAL_SECONDS + config.election_timeout / 1000,
+        idle=config.raft_read_timeout,
+        heartbeat=config.raft_read_timeout / 3,
+    )
