@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from kvorum.api.admission import Admission
 from kvorum.api.cluster import ClusterService
 from kvorum.api.health import HealthService
 from kvorum.api.kv import KVService
 from kvorum.api.lease import LeaseService
 from kvorum.api.maintenance import MaintenanceService
+from kvorum.api.snapshot import SnapshotService
 from kvorum.api.watch import WatchService
 from kvorum.h2 import Method
 from kvorum.server.server import Server
@@ -21,7 +23,9 @@ def build_methods(server: Server, health: HealthService) -> dict[str, Method]:
         LeaseService(server),
         ClusterService(server),
         MaintenanceService(server),
+        SnapshotService(server),
         health,
     ):
         methods.update(service.methods())
+    Admission(server, methods)
     return methods

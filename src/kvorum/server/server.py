@@ -612,7 +612,7 @@ class Server:
         self.quota.refresh()
         lg.info("finished defragment")
 
-    def run(self, caller: Caller, work: Coroutine[Any, Any, None]) -> None:
+    def run(self, caller: Caller, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Carry out a request that takes its time, and tell the caller if it fails."""
 
         async def guarded() -> None:
@@ -624,12 +624,13 @@ class Server:
                 lg.warn("failed to carry out a request", error=repr(error))
                 caller.fail(Code.UNKNOWN, str(error))
 
-        self._run_task(guarded())
+        return self._run_task(guarded())
 
-    def _run_task(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _min_ttl(config: ServerConfig) -> int:

@@ -65,7 +65,7 @@ class Together:
         backend: Buckets,
         http: Requests,
         metrics: ServerMetrics,
-        spawn: Callable[[Work], None],
+        spawn: Callable[[Work], object],
         log: Callable[[], Iterable[Entry] | None],
         take_snapshot: Callable[[], None],
         unix_time: Callable[[], float],
