@@ -244,7 +244,7 @@ def test_a_slow_peer_costs_the_others_nothing(tmp_path: Path) -> None:
             assert len(writer._queue) == QUEUE
             links = one._server.links
             unsent = max(link.transport.get_write_buffer_size() for link in links)
-            assert unsent < 3 * stream_writer.BURST
+            assert unsent < 5 * stream_writer.BURST
             assert one.telemetry.peer.sent_failures.with_labels("2").value > 0
             assert one.telemetry.peer.sent_failures.with_labels("3").value == 0
             drops = [

@@ -17,8 +17,9 @@ from kvorum.raft.types import Message
 QUEUE: Final = 4096
 """Messages that may wait, as in etcd."""
 
-BURST: Final = 4 * 1024 * 1024
-"""Bytes that are encoded in one turn; messages wait as raft made them, sharing their entries."""
+BURST: Final = 1024 * 1024
+"""Bytes after which encoding goes on in the next turn, for a socket's refusal comes a turn or two
+after what it refuses. Messages wait as raft made them, sharing their entries with the log."""
 
 BACKLOG: Final = 256 * 1024
 """Bytes that the socket does not take; more are not encoded."""
@@ -40,6 +41,7 @@ class StreamWriter:
         self._answer: Answer | None = None
         self._encoder: MessageEncoder | MsgAppEncoder = MessageEncoder()
         self._queue: list[Message] = []
+        self._resting = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -73,7 +75,7 @@ class StreamWriter:
     def flush(self) -> None:
         """Write what waits, in one piece, unless the peer is behind with reading."""
         answer = self._answer
-        if not self._queue or answer is None or answer.backlog > BACKLOG:
+        if not self._queue or answer is None or self._resting or answer.backlog > BACKLOG:
             return
         out: list[bytes] = []
         encode = self._encoder.encode
@@ -87,6 +89,7 @@ class StreamWriter:
         self._contact.sent.value += size
         answer.write(b"".join(out))
         if self._queue:
+            self._resting = True
             self._ctx.loop.call_soon(self._go_on)
 
     def stop(self) -> None:
@@ -94,6 +97,7 @@ class StreamWriter:
             self._log_end("closed TCP streaming connection with remote peer")
 
     def _go_on(self) -> None:
+        self._resting = False
         self.flush()
         self._ctx.runs.forget()
 
