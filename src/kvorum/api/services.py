@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvorum.api.admission import Admission
 from kvorum.api.cluster import ClusterService
 from kvorum.api.health import HealthService
 from kvorum.api.kv import KVService
@@ -26,4 +27,5 @@ def build_methods(server: Server, health: HealthService) -> dict[str, Method]:
         health,
     ):
         methods.update(service.methods())
+    Admission(server, methods)
     return methods

@@ -351,17 +351,17 @@ class Server:
             self._run_task(skip_first_ticks(self.raft, self.cluster, ticks))
         if self.store.compactions:
             self.compactions.start()
-        self._every(self.config.tick, self._tick)
-        self._every(SWEEP_INTERVAL, self._sweep)
-        self._every(EXPIRY_INTERVAL, self._together.expire_leases)
+        self.every(self.config.tick, self._tick)
+        self.every(SWEEP_INTERVAL, self._sweep)
+        self.every(EXPIRY_INTERVAL, self._together.expire_leases)
         for interval, chore in self._together.chores():
-            self._every(interval, chore)
-        self._every(PURGE_INTERVAL, self._purge)
-        self._every(1.0, lambda: self.hub.tick(self.loop.time()))
+            self.every(interval, chore)
+        self.every(PURGE_INTERVAL, self._purge)
+        self.every(1.0, lambda: self.hub.tick(self.loop.time()))
         if self._autocompactor is not None:
-            self._every(self._autocompactor.interval, self._autocompactor.check)
+            self.every(self._autocompactor.interval, self._autocompactor.check)
 
-    def _every(self, seconds: float, work: Callable[[], None]) -> None:
+    def every(self, seconds: float, work: Callable[[], None]) -> None:
         """Call ``work`` at an interval; a call that was late does not make the next ones early."""
         name = repr(work)
 
@@ -527,6 +527,7 @@ class Server:
         version = parse_version(self.cluster.version)
         self.cluster.restore()
         self._peers.replaced(before)
+        self._together.membership_changed()
         self.version_changed(version, parse_version(self.cluster.version))
 
     def _persists_checkpoints(self) -> bool:
