@@ -206,6 +206,7 @@ def test_every_method_is_tried() -> None:
     expected = UNARY.keys() | STREAMS.keys()
     assert served - expected == {
         "/etcdserverpb.Maintenance/Defragment",
+        "/etcdserverpb.Maintenance/Snapshot",
         "/grpc.health.v1.Health/List",
     }
     assert expected <= served
