@@ -338,7 +338,6 @@ STORIES: dict[str, list[Run]] = {
 }
 
 TO_COME = {
-    "snapshot": "Maintenance.Snapshot",
     "auth": "users and roles",
 }
 """Stories of what this version does not serve yet. A row goes when its feature comes."""
