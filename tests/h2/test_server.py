@@ -14,7 +14,16 @@ import pytest
 from h2site import Site, run, serving, until
 from h2wire import Reader, Wire, answer, grpc
 
-from kvorum.h2 import Channel, GrpcServer, HttpRequest, HttpResponse, Limits, RpcError, frames
+from kvorum.h2 import (
+    Channel,
+    GrpcServer,
+    HttpRequest,
+    HttpResponse,
+    Limits,
+    RpcError,
+    chunks,
+    frames,
+)
 from kvorum.h2.http import Answer
 from kvorum.h2.http1 import Http1Connection
 from kvorum.h2.limits import MIB
@@ -232,6 +241,36 @@ def test_an_answer_that_somebody_takes_over(waits: bool) -> None:
             return left.is_set()
 
         await until(noticed)
+        server.close()
+
+    run(story())
+
+
+def test_an_answer_to_a_request_that_was_given_up_goes_nowhere() -> None:
+    """Its body did not come in time, and the handler says so when nobody listens any more."""
+    answered = asyncio.Event()
+    reports: list[BaseException] = []
+
+    async def handle(request: HttpRequest) -> HttpResponse:
+        assert request.source is not None
+        with pytest.raises(ConnectionResetError):
+            async for _ in chunks(request.source):
+                pass
+        answered.set()
+        return HttpResponse(400, b"too late")
+
+    async def story() -> None:
+        limits = Limits(http_idle_timeout=0.1, header_timeout=0.1)
+        server = GrpcServer(
+            {}, handle, limits, report=reports.append, wants_source=lambda request: True
+        )
+        listener = await server.listen("127.0.0.1", 0)
+        client = await RawClient.connect(listener.sockets[0].getsockname()[1])
+        client.writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        assert await client.reader.read() == b""
+        await answered.wait()
+        await until(lambda: not server.links)
+        assert reports == []
         server.close()
 
     run(story())

@@ -146,7 +146,7 @@ class Node:
         await self.transport.close()
         await self.http.close()
         self.deaf()
-        assert self.errors == []
+        assert [repr(error) for error in self.errors] == []
 
     async def __aenter__(self) -> Self:
         await self.listen()

@@ -161,6 +161,8 @@ class Link(asyncio.Protocol):
         if core is None or transport.is_closing():
             return  # lost since it was marked
         data = core.take()
+        if self._ending is not None:
+            return  # an answer that came after its connection was given up
         if data:
             self._server.bytes_out += len(data)
             transport.write(data)
