@@ -160,3 +160,18 @@ def test_discovery(cluster: Processes, kvorum: Path) -> None:
     messages = [(line["level"], line["msg"]) for line in late.log_entries()]
     assert ("warn", "failed to bootstrap; discovery token was already used") in messages
     assert "discovery: cluster is full" in late.log_entries()[-1]["error"]
+
+
+def test_a_learner_is_left(cluster: Processes, kvorum: Path) -> None:
+    """It has all that was acknowledged, and nobody else has anything: it becomes a voter."""
+    (lost,) = cluster.begin({"a": kvorum})
+    put(lost, 10)
+    last = cluster.add("k", kvorum, lost, learner=True)
+    wait_for(lambda: ("k", True) in members_of(lost), "the learner's name")
+    lost.kill()
+    last.kill()
+    last.flags.append("--force-new-cluster")
+    last.start()
+    assert members_of(last) == [("k", False)]
+    put(last, 1, prefix="alone")
+    assert read(last, "k0009") == b"v"
