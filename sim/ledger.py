@@ -19,6 +19,7 @@ from sim.process import Process
 
 if TYPE_CHECKING:
     from kvorum.raft.core import Raft
+    from kvorum.raft.tracker import TrackedConfig
     from sim.cluster import Cluster
     from sim.member import Member
 
@@ -33,6 +34,7 @@ class Life:
     commit: int
     applied: int
     revision: int
+    config: TrackedConfig
     led: int = 0
 
 
@@ -89,8 +91,15 @@ class Ledger:
         assert server is not None
         assert process is not None
         raft: Raft = server.raft._node.raft
-        life = Life(member, raft, raft.term, raft.log.committed, server.applier.index, 0)
-        life.revision = server.store.rev
+        life = Life(
+            member,
+            raft,
+            raft.term,
+            raft.log.committed,
+            server.applier.index,
+            server.store.rev,
+            raft.tracker.config,
+        )
         self._lives[process] = life
         self._check_memory(member, raft)
         self._listen_to_applier(life, server)
@@ -159,6 +168,7 @@ class Ledger:
             life.term = raft.term
         if commit != life.commit:
             self._committed(life, commit)
+        life.config = raft.tracker.config
         if raft.state is StateType.LEADER and life.led != raft.term:
             life.led = raft.term
             self._elected(life)
@@ -203,6 +213,20 @@ class Ledger:
         if grown:
             self._last_committed = max(self._last_committed, commit)
             self._leaders_have(commit)
+            if life.raft.state is StateType.LEADER:
+                self._decided(life, commit)
+
+    def _decided(self, life: Life, index: int) -> None:
+        """A leader commits entries of its own term (5.4.2), which a majority has on disk: of the
+        members before this event or after it. Those who are down may have it or not."""
+        raft = life.raft
+        term = raft.log.term(index)  # type: ignore[arg-type]
+        if term != raft.term:
+            self.complain(f"{life.member} in term {raft.term} commits {term}/{index} by counting")
+        running = {each.raft.id: each.raft for each in self._lives.values()}
+        has = {each: _has(other, index, term) for each, other in running.items()}
+        if not any(_may_decide(config, has) for config in (life.config, raft.tracker.config)):
+            self.complain(f"{life.member} commits {term}/{index}, which no majority has on disk")
 
     def _leaders_have(self, index: int) -> None:
         """Leader completeness, for those elected before the commit was heard of."""
@@ -294,3 +318,16 @@ class Ledger:
             return keys
 
         server.lessor.revoke = wrapped
+
+
+def _has(raft: Raft, index: int, term: int | None) -> bool:
+    """Whether a member has an entry on its disk, or a snapshot in place of it."""
+    if index < raft.log.first_index():
+        return True
+    return index < raft.log.unstable.offset and raft.log.term(index) == term  # type: ignore[arg-type]
+
+
+def _may_decide(config: TrackedConfig, has: dict[MemberID, bool]) -> bool:
+    """Whether so many may have it that each half of a configuration has a majority."""
+    halves = filter(None, (config.voters, config.outgoing))
+    return all(sum(has.get(v, True) for v in half) > len(half) // 2 for half in halves)
