@@ -93,6 +93,10 @@ class RaftMember(FakeHost):
             return
         self.wake()
 
+    async def receive_snapshot(self, message: Message, database: Path) -> None:
+        await super().receive_snapshot(message, database)
+        self.receive(message)
+
     def report_unreachable(self, member: int) -> None:
         super().report_unreachable(member)
         self.node.report_unreachable(member)
@@ -106,6 +110,8 @@ class RaftMember(FakeHost):
         self._scheduled = False
         while self.node.has_ready():
             rd = self.node.ready()
+            if rd.snapshot is not None:
+                self.storage.apply_snapshot(rd.snapshot)
             if rd.hard_state != EMPTY_HARD_STATE:
                 self.storage.set_hard_state(rd.hard_state)
             self.storage.append(rd.entries)
@@ -139,6 +145,7 @@ class RaftMember(FakeHost):
         self._tick()
 
     async def stop(self) -> None:
+        """May be called twice."""
         self._timer.cancel()
         await self.transport.close()
         await self.http.close()
@@ -152,11 +159,11 @@ class RaftMember(FakeHost):
 
 @asynccontextmanager
 async def raft_member(
-    folder: Path, other: str, other_url: str, token: str, *, campaigns: bool
+    folder: Path, other: str, other_url: str, token: str, *, campaigns: bool, port: int = 0
 ) -> AsyncIterator[RaftMember]:
     """A member named ``kv`` in a cluster of two with ``other``; it listens, and wants to lead only
     if ``campaigns``, or if it is asked to."""
-    port = free_port()
+    port = port or free_port()
     urls = {"kv": f"http://127.0.0.1:{port}", other: other_url}
     member = RaftMember(folder, "kv", urls, token, campaigns=campaigns)
     await member.start(port)
