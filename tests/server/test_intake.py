@@ -44,7 +44,10 @@ class Bench:
         storage.apply_snapshot(Snapshot(metadata=SnapshotMetadata(state, Index(1), Term(1))))
         self.node = RawNode(Config(id=ME, storage=storage))
         self.storage = storage
-        self.intake = Intake(self.node, self.proposer, self._wake)
+        self.connected = True
+        self.intake = Intake(
+            self.node, self.proposer, wake=self._wake, reaches=lambda member: self.connected
+        )
 
     def _wake(self) -> None:
         self.woken += 1
@@ -129,6 +132,19 @@ def test_without_a_leader_entries_wait() -> None:
     assert message.entries[0].data in bench.proposer.forwarded
 
 
+def test_what_would_not_reach_the_leader_waits() -> None:
+    """Sent into nowhere it would be lost; so it goes to the next leader."""
+    bench = Bench(ME, LEADER, OTHER).follow()
+    bench.connected = False
+    bench.put("a")
+    bench.intake.propose(writing=False)
+    assert not bench.run()
+    bench.connected = True
+    bench.intake.propose(writing=False)
+    (message,) = bench.run()
+    assert message.type is MsgType.PROP
+
+
 def test_what_has_waited_too_long_is_not_proposed_any_more() -> None:
     bench = Bench(ME, LEADER, OTHER)
     caller, change = bench.put("a"), bench.change(7)
@@ -204,12 +220,33 @@ def test_while_the_office_is_handed_over_all_wait() -> None:
     assert caller.answers == []
 
 
+def test_what_others_propose_is_kept_for_the_next_leader_and_not_for_ever() -> None:
+    bench = Bench(ME, LEADER, OTHER)
+    bench.intake.receive(prop(b"x"))
+    bench.intake.step_messages()
+    for _ in range(20):
+        bench.intake.propose(writing=False)
+        bench.intake.tick()
+    bench.follow()
+    bench.intake.propose(writing=False)
+    (message,) = bench.run()
+    assert [entry.data for entry in message.entries] == [b"x"]
+    bench.node.forget_leader()
+    bench.intake.receive(prop(b"y"))
+    bench.intake.step_messages()
+    for _ in range(21):
+        bench.intake.tick()
+    assert bench.intake.lost == 1
+    bench.follow()
+    bench.intake.propose(writing=False)
+    assert not bench.run()
+
+
 @pytest.mark.parametrize(
     "message",
     [
         Message(MsgType.HUP, ME, OTHER),  # none that comes from others
         Message(MsgType.APP_RESP, ME, MemberID(99), Term(2), index=Index(1)),  # a stranger
-        prop(b"x"),  # for a leader, and there is none
     ],
 )
 def test_what_raft_refuses_is_ignored(message: Message) -> None:

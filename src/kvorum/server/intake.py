@@ -16,6 +16,7 @@ from kvorum.raft.errors import ProposalDropped, StepLocalMessage, StepPeerNotFou
 from kvorum.raft.rawnode import RawNode
 from kvorum.raft.types import NONE, Entry, EntryType, Message, MsgType, StateType
 from kvorum.server.proposer import Proposal, Proposer
+from kvorum.types import MemberID
 
 MAX_MESSAGES: Final = 16_384
 """Messages that may wait for the next turn. As on a network, what is over it is lost. A member has
@@ -32,15 +33,26 @@ lg = get_logger()
 
 class Intake:
     """Feeds one state machine. ``wake`` is called when the first message of a turn has come, and
-    the owner then calls `step_messages` and `propose`. ``lost`` counts what was over a bound."""
+    the owner then calls `step_messages` and `propose`. ``reaches`` tells whether a member is
+    connected. ``lost`` counts what was over a bound."""
 
-    def __init__(self, node: RawNode, proposer: Proposer, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        node: RawNode,
+        proposer: Proposer,
+        *,
+        wake: Callable[[], None],
+        reaches: Callable[[MemberID], bool],
+    ) -> None:
         self.lost = 0
         self._node = node
         self._proposer = proposer
         self._wake = wake
+        self._reaches = reaches
         self._messages: list[Message] = []
         self._foreign: list[Entry] = []
+        self._foreign_ticks = 0
+        self._patience = 2 * node.raft.config.election_tick
         self._conf_changes: deque[Entry] = deque()
         self._leading = False
 
@@ -56,14 +68,14 @@ class Intake:
             self._wake()
 
     def step_messages(self) -> None:
-        """Hand over all messages, but what others propose to this leader: that goes into the log
-        together with what is proposed here."""
+        """Hand over all messages. What others propose to this leader waits, to go into the log
+        together with what is proposed here; or to go to the next leader, if there is none now."""
         if not self._messages:
             return
         raft = self._node.raft
         messages, self._messages = self._messages, []
         for message in messages:
-            if message.type is MsgType.PROP and raft.state is StateType.LEADER:
+            if message.type is MsgType.PROP and raft.lead in (raft.id, NONE):
                 self._take_foreign(message.entries)
             else:
                 self.step(message)
@@ -76,6 +88,16 @@ class Intake:
             # A proposal that nobody can take now is lost, and its proposer's time runs out. The
             # others come from members that were removed, or are in error.
             lg.debug("ignored a message", message_type=message.type.label, error=repr(error))
+
+    def tick(self) -> None:
+        """Time passes. What others wait for is not kept for ever: they may have given up."""
+        if not self._foreign:
+            self._foreign_ticks = 0
+            return
+        self._foreign_ticks += 1
+        if self._foreign_ticks > self._patience:
+            self.lost += len(self._foreign)
+            self._foreign = []
 
     def _take_foreign(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -99,22 +121,20 @@ class Intake:
                 self._proposer.demoted()
         if raft.lead == NONE or raft.lead_transferee:
             return
-        if leading and writing:
-            return
+        if writing if leading else not self._reaches(raft.lead):
+            return  # to a leader that is gone it would be lost; the next one may get it
         proposer = self._proposer
         own = proposer.take_batch()
+        foreign, self._foreign = self._foreign, []
         changes = self._take_conf_changes(leading)
-        if self._foreign or changes:
-            entries = [*own, *self._foreign, *changes]
-            self._foreign = []
-        else:
-            entries = own
+        entries = [*own, *foreign, *changes] if foreign or changes else own
         if not entries:
             return
         try:
             self._node.propose(entries)
         except ProposalDropped:
             proposer.put_back(own)
+            self._foreign = foreign
             self._add_conf_changes(changes)
         else:
             if not leading:

@@ -110,7 +110,7 @@ class RaftNode:
         self._unlogged: HardState | None = None  # a commit index that waits for the next write
         self._logged_vote = node.basic_status().hard_state[:2]
         self._stopped = False
-        self._intake = Intake(node, proposer, self.wake)
+        self._intake = Intake(node, proposer, wake=self.wake, reaches=self._reaches)
         self._installing: Index | None = None
         self._held: deque[Message] = deque()  # entries to be applied after that
 
@@ -144,6 +144,7 @@ class RaftNode:
             return
         for _ in range(ticks):
             self._node.tick()
+        self._intake.tick()
         self._advance()
 
     def ask_read_index(self, context: bytes) -> None:
@@ -197,6 +198,9 @@ class RaftNode:
     def stop(self) -> None:
         """Take nothing more in, and report nothing more."""
         self._stopped = True
+
+    def _reaches(self, member: MemberID) -> bool:
+        return self.transport.active_since(member) is not None
 
     # One turn
 

@@ -414,11 +414,15 @@ class Server:
         """Something happened after which nothing may be acknowledged any more."""
         if not self.failure.done():
             lg.error("the member cannot go on", error=str(error))
-            self.proposer.close(errors.Stopped)
-            self.reads.close(errors.Stopped)
-            self.raft.stop()
+            self._refuse_all()
             self.failure.set_result(error)
             self.backend.refuse_commits(error)
+
+    def _refuse_all(self) -> None:
+        """Take part in nothing any more."""
+        self.proposer.close(errors.Stopped)
+        self.reads.close(errors.Stopped)
+        self.raft.stop()
 
     def _leave_soon(self) -> None:
         """This member was removed. For a moment it goes on, so that the others learn from it that
@@ -432,6 +436,7 @@ class Server:
             error = MemberRemoved()
             lg.warn("server error", error=str(error))
             lg.warn("data-dir used by this member must be removed")
+            self._refuse_all()
             self.failure.set_result(error)
 
     # What the driver of consensus reports

@@ -1,0 +1,219 @@
+"""Members that were away: through the log, and through the leader's database."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cluster import Node, TestCluster, cluster_of
+from support.embedded import story
+
+from kvorum.pb import etcdserverpb as pb
+from kvorum.raft.types import Message, MsgType, Snapshot, SnapshotMetadata
+from kvorum.server import sending
+from kvorum.server.install import SnapshotInstaller
+
+SHORT: dict[str, Any] = {
+    "snapshot_catchup_entries": 10,
+    "snapshot_count": 50,
+    "backend_batch_interval": 0.005,
+}
+"""A log that is soon too short."""
+
+
+async def fill(node: Node, count: int, value: str = "v") -> None:
+    for first in range(0, count, 100):
+        keys = range(first, min(first + 100, count))
+        await asyncio.gather(*(node.put(f"key{i}", f"{value}{i}") for i in keys))
+
+
+async def cut_log(cluster: TestCluster, leader: Node, above: int) -> None:
+    """Until the leader's log in memory begins after what a member has."""
+    storage = leader.server._snapshotter._storage
+    await cluster.until("a short log", lambda: storage.first_index() > above + 1)
+
+
+@story
+async def test_a_member_that_was_away_gets_the_log(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path) as cluster:
+        leader = await cluster.leader()
+        away = cluster.followers(leader)[0]
+        cluster.wire.isolate(away.id)
+        await fill(leader, 1000)
+        cluster.wire.heal()
+        await cluster.agree()
+        assert not cluster.wire.snapshots
+
+
+@story
+async def test_one_that_was_away_for_too_long_gets_the_database(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path, **SHORT) as cluster:
+        leader = await cluster.leader()
+        away, other = cluster.followers(leader)
+        await leader.propose("lease_grant", pb.LeaseGrantRequest(ID=7, TTL=1000))
+        await leader.propose("put", pb.PutRequest(key=b"leased", lease=7))
+        await cluster.agree()
+        behind = away.server.applier.index
+        changes: list[bytes] = []
+        watch_all(away, changes)
+        cluster.wire.isolate(away.id)
+        await fill(leader, 500)
+        await leader.propose("lease_revoke", pb.LeaseRevokeRequest(ID=7))
+        await leader.propose("lease_grant", pb.LeaseGrantRequest(ID=8, TTL=1000))
+        await leader.propose("compaction", pb.CompactionRequest(revision=100))
+        alarm = pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=1, alarm=pb.CORRUPT)
+        await leader.propose("alarm", alarm)
+        alarm.action = pb.AlarmRequest.DEACTIVATE
+        await other.propose("alarm", alarm)
+        await cut_log(cluster, leader, behind)
+        cluster.wire.heal()
+        await cluster.agree()
+        assert [member for member, _ in cluster.wire.snapshots] == [away.id]
+        assert away.server.lessor.leases(0.0) == [8]
+        assert away.server.store.compact_rev == 100
+        assert away.server.cluster.members == leader.server.cluster.members
+        assert away.server.applier.conf_state == leader.server.applier.conf_state
+        assert not list(away.server.host.snapshot_directory().glob("*.snap.db"))
+        # It goes on like any other.
+        await away.put("after", "1")
+        await cluster.agree()
+        assert await away.get("after") == "1"
+        assert away.server.telemetry.server.snapshot_applying.value == 0
+
+
+def watch_all(node: Node, seen: list[bytes]) -> None:
+    class Sink:
+        def send(self, message: bytes) -> None:
+            seen.append(message)
+
+        def writable(self) -> bool:
+            return True
+
+    stream = node.server.hub.stream(Sink())
+    create = pb.WatchCreateRequest(key=b"\0", range_end=b"\0")
+    stream.handle(pb.WatchRequest(create_request=create))
+
+
+@story
+async def test_watches_go_on_over_a_database_that_was_received(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path, **SHORT) as cluster:
+        leader = await cluster.leader()
+        away = cluster.followers(leader)[0]
+        await cluster.agree()
+        seen: list[bytes] = []
+        watch_all(away, seen)
+        behind = away.server.applier.index
+        cluster.wire.isolate(away.id)
+        await fill(leader, 300)
+        await cut_log(cluster, leader, behind)
+        cluster.wire.heal()
+        await cluster.agree()
+        assert cluster.wire.snapshots
+        await away.put("last")
+
+        def revisions() -> list[int]:
+            responses = [pb.WatchResponse.FromString(message) for message in seen]
+            return [event.kv.mod_revision for each in responses for event in each.events]
+
+        await cluster.until("all events", lambda: revisions()[-1:] == [away.server.store.rev])
+        assert revisions() == list(range(2, away.server.store.rev + 1))
+
+
+@story
+async def test_what_was_received_and_not_installed_is_installed_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster_of(tmp_path, **SHORT) as cluster:
+        leader = await cluster.leader()
+        away = cluster.followers(leader)[0]
+        await cluster.agree()
+        behind = away.server.applier.index
+        cluster.wire.isolate(away.id)
+        await fill(leader, 300)
+        await cut_log(cluster, leader, behind)
+        with monkeypatch.context() as patch:
+            patch.setattr(SnapshotInstaller, "install", lambda self, snapshot: None)
+            cluster.wire.heal()
+            # It takes part in the log, though its state stands still.
+            await cluster.until("received", lambda: bool(cluster.wire.snapshots))
+            await leader.put("while it stands still", "v")
+            committed = leader.server.raft.committed
+            await cluster.until("logged", lambda: away.server.raft.committed >= committed)
+            assert away.server.applier.index == behind
+            await away.kill()
+        await away.start()
+        await cluster.agree()
+        assert away.peek("while it stands still") == "v"
+        assert len(cluster.wire.snapshots) == 1
+
+
+@story
+async def test_a_second_database_overtakes_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member may be so slow to install one that it needs the next."""
+    async with cluster_of(tmp_path, **SHORT) as cluster:
+        leader = await cluster.leader()
+        away = cluster.followers(leader)[0]
+        monkeypatch.setattr(sending, "MAX_HELD_BYTES", 0)
+        behind = away.server.applier.index
+        installer = away.server._installer
+        held: list[Any] = []
+        install = installer.install
+        monkeypatch.setattr(installer, "install", held.append)
+        for round_ in range(2):
+            cluster.wire.isolate(away.id)
+            await fill(leader, 300, f"{round_}-")
+            await cut_log(cluster, leader, max(behind, away.server.raft.committed))
+            cluster.wire.heal()
+            await cluster.until("received", lambda n=round_: len(held) > n)  # type: ignore[misc]
+            await leader.put("more")
+            committed = leader.server.raft.committed
+            await cluster.until(
+                "logged",
+                lambda index=committed: away.server.raft.committed >= index,  # type: ignore[misc]
+            )
+        for snapshot in held:
+            install(snapshot)
+        await cluster.agree()
+        assert away.peek("key7") == "1-7"
+
+
+@story
+async def test_a_restarted_member_goes_on_where_it_was(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path, **SHORT) as cluster:
+        leader = await cluster.leader()
+        member = cluster.followers(leader)[0]
+        await fill(leader, 200)
+        await member.kill()
+        await fill(leader, 20, "w")
+        await member.start()
+        await cluster.agree()
+        await member.stop()
+        await member.start()
+        await cluster.agree()
+        assert member.peek("key3") == "w3"
+
+
+@story
+async def test_a_snapshot_that_is_not_needed_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with cluster_of(tmp_path) as cluster:
+        leader = await cluster.leader()
+        member = cluster.followers(leader)[0]
+        await leader.put("k", "v")
+        await cluster.agree()
+        transport: Any = leader.server.transport
+        message = Message(
+            MsgType.SNAP,
+            member.id,
+            leader.id,
+            leader.server.raft.term,
+            snapshot=Snapshot(metadata=SnapshotMetadata()),
+        )
+        transport.send([message])
+        await cluster.until("delivered", lambda: bool(cluster.wire.snapshots))
+        assert not list(member.server.host.snapshot_directory().glob("*.snap.db"))
+        await member.put("k", "w")
+        await cluster.agree()
