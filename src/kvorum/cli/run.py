@@ -16,7 +16,7 @@ from kvorum.config import ServerConfig
 from kvorum.config.server import cluster_of_one
 from kvorum.config.urls import join
 from kvorum.embed import Member
-from kvorum.server.errors import BadInitialCluster, DiscoveryFailed, StartError
+from kvorum.server.errors import BadInitialCluster, DiscoveryFailed, MemberRemoved, StartError
 
 DEFAULT_PEER_URL: Final = "http://localhost:2380"
 
@@ -30,7 +30,8 @@ class Died(Exception):
 
 
 def run(config: ServerConfig) -> int:
-    """Serve until a signal comes (then the process ends by it), or return the exit code 1."""
+    """Serve until a signal comes (then the process ends by it), or return the exit code: 0 of a
+    member that was removed from its cluster, else 1."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             number = runner.run(_serve(config))
@@ -38,15 +39,18 @@ def run(config: ServerConfig) -> int:
             return _report_failed_start(config, failure)
         except Died as death:
             _report_death(death)
-    return process.end_by(number)
+    return 0 if number is None else process.end_by(number)
 
 
-async def _serve(config: ServerConfig) -> signal.Signals:
+async def _serve(config: ServerConfig) -> signal.Signals | None:
+    """The signal that ended it; None if it was removed."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(process.loop_failed)
     member = Member(config)
     try:
         await member.start()
+    except MemberRemoved:
+        return None
     except Exception as error:
         raise StartFailed from error
     gc.freeze()  # the index of a large store: walking it takes the collector 83 ms a million keys
@@ -55,7 +59,11 @@ async def _serve(config: ServerConfig) -> signal.Signals:
     died = asyncio.ensure_future(member.wait_fatal())
     await asyncio.wait((signals, died), return_when=asyncio.FIRST_COMPLETED)
     if not signals.done():
-        raise Died from _cause(died)
+        cause = _cause(died)
+        if not isinstance(cause, MemberRemoved):
+            raise Died from cause
+        await member.stop()
+        return None
     died.cancel()
     number = signals.result()
     name = process.SIGNAL_NAMES[number]
