@@ -34,6 +34,7 @@ HOT = {
         "watch_progress watch_source watch_stream watch_sync watch_types watch_wire"
     ),
     "pb": "wire",
+    "peer": "framing message_codec msgapp_codec",
     "raft": (
         "codec core election following heartbeat log progress quorum rawnode read_only reads "
         "ready replication sizes step tracker types unstable wire"

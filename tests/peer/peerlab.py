@@ -33,7 +33,7 @@ class FakeHost:
         self.folder = folder
         self.got: list[Message] = []
         self.removed: set[int] = set()
-        self.refuse: type[Exception] | None = None
+        self.refuse: type[Exception] | Exception | None = None
         self.unreachable: list[int] = []
         self.snapshots: list[tuple[Message, Path]] = []
         self.reports: list[tuple[int, bool]] = []

@@ -145,6 +145,7 @@ def append(index: int, *data: bytes, term: int = 1, commit: int = 0) -> Message:
     )
 
 
+@pytest.mark.plain
 def test_a_run_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 0
     encode = codec.encode_entry

@@ -72,6 +72,7 @@ def test_messages_arrive_in_order_on_each_stream(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.plain
 def test_everything_for_one_peer_is_one_write_a_stream(tmp_path: Path) -> None:
     async def work() -> None:
         async with nodes(2, tmp_path) as (one, two):

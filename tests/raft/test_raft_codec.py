@@ -308,6 +308,7 @@ def test_an_entry_that_was_expected(entry, around):
     assert codec.decode_entry(buf, start, end) == entry
 
 
+@pytest.mark.plain
 def test_an_expected_entry_is_not_parsed(monkeypatch):
     monkeypatch.setattr(codec, "_read_entry", None)
     for size in (1, 127, 128, 16383):

@@ -68,7 +68,7 @@ class Host(Protocol):
 
     async def receive_snapshot(self, message: Message, database: Path) -> None:
         """Take a MsgSnap and its database, a whole bbolt file on disk that now belongs to the host.
-        Raises what `receive` raises."""
+        Raises what `receive` raises; SnapError, OSError: the database cannot be taken."""
 
     def snapshot_directory(self) -> Path:
         """Where incoming databases are written to, as ``tmp*``."""

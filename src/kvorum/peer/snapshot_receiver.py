@@ -19,6 +19,7 @@ from kvorum.peer.sizes import humane_size
 from kvorum.raft.codec import decode_message
 from kvorum.raft.errors import DecodeError
 from kvorum.raft.types import Message, MsgType, Snapshot
+from kvorum.snap.errors import SnapError
 
 T = TypeVar("T")
 
@@ -137,8 +138,8 @@ class _Transfer:
         self._log_saved(path, file.size)
         try:
             await ctx.host.receive_snapshot(self.message, path)
-        except (RemovedMember, WrongMember) as error:
-            with suppress(FileNotFoundError):
+        except (RemovedMember, WrongMember, SnapError, OSError) as error:
+            with suppress(FileNotFoundError):  # unless the host has taken it away
                 path.unlink()
             return self.not_processed(error or type(error).__name__)
         ctx.transfer.received.with_labels(self.sender).value += 1
