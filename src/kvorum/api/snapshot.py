@@ -62,7 +62,8 @@ class SnapshotService:
     async def _send(self, call: Call) -> None:
         server = self._server
         started = server.now()
-        async with open_database(server.backend) as database:
+        digest = hashlib.sha256()
+        async with open_database(server.backend, see=digest.update) as database:
             version = read_storage_version(database.view)
             fields = {
                 "total_bytes": database.size,
@@ -70,7 +71,7 @@ class SnapshotService:
                 "storage_version": version,
             }
             lg.info("sending database snapshot to client", **fields)
-            if not await _send_file(_Outlet(call), database, version):
+            if not await _send_file(_Outlet(call), database, digest, version):
                 call.fail(Code.ABORTED, f"snapshot: nothing was taken for {STALL:.0f} seconds")
                 return
         took = timedelta(seconds=server.now() - started)
@@ -100,13 +101,13 @@ class _Outlet:
         return True
 
 
-async def _send_file(outlet: _Outlet, database: OpenDatabase, version: str) -> bool:
-    """The file in blocks, each with what is still to come, and its SHA-256 in the end. False: the
-    client has stalled."""
-    digest = hashlib.sha256()
+async def _send_file(
+    outlet: _Outlet, database: OpenDatabase, digest: hashlib._Hash, version: str
+) -> bool:
+    """The file in blocks, each with what is still to come, and then the digest, which has seen all
+    of it by then. False: the client has stalled."""
     remaining = database.size
     async for block in _blocks(database.chunks):
-        digest.update(block)
         remaining -= len(block)
         if not await outlet.send(_response(remaining, block, version)):
             return False

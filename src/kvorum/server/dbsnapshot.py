@@ -10,11 +10,11 @@ needs. For one that does not, the rest is written to a nameless file, and the vi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
-from typing import IO, Final
+from typing import IO, Any, Final, TypeVar
 
 from kvorum.backend import Backend, ReadView, ViewLostError
 from kvorum.log import get_logger
@@ -28,7 +28,13 @@ EXPECTED_SPEED: Final = 32 << 20
 """and the bytes a second at which it has to read, for the view to stay open."""
 PIECE: Final = 256 << 10
 
+T = TypeVar("T")
+See = Callable[[bytes], object]
+
 lg = get_logger()
+
+
+def _nothing(_: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +54,10 @@ class OpenDatabase:
 
 @asynccontextmanager
 async def open_database(
-    backend: Backend, *, patience: float = PATIENCE
+    backend: Backend, *, patience: float = PATIENCE, see: See = _nothing
 ) -> AsyncIterator[OpenDatabase]:
-    """Everything that is applied by now, as a file that bbolt opens.
+    """Everything that is applied by now, as a file that bbolt opens. ``see`` is called with each
+    piece in the thread that makes it.
 
     Leaving the block ends it, read to the end or not. Memory: a few pieces of 256 KiB, or of the
     length of the longest value.
@@ -62,7 +69,7 @@ async def open_database(
     loop = asyncio.get_running_loop()
     started = loop.time()
     view, export = await _planned(backend)
-    source = _Source(backend, view, export)
+    source = _Source(backend, view, export, see)
     allowed = patience + export.size / EXPECTED_SPEED
     timer = loop.call_later(allowed, source.detach)
     try:
@@ -89,21 +96,27 @@ async def _planned(backend: Backend) -> tuple[ReadView, BoltExport]:
 
 
 class _Source:
-    """Gives the file's pieces one by one: made from the view or, once detached, out of a file."""
+    """Gives the file's pieces one by one: made from the view or, once detached, out of a file. One
+    is made while the one before is on its way."""
 
-    def __init__(self, backend: Backend, view: ReadView, export: BoltExport) -> None:
+    def __init__(self, backend: Backend, view: ReadView, export: BoltExport, see: See) -> None:
         self._backend = backend
         self._view = view
         self._pieces = export.pieces()
         self._size = export.size
+        self._see = see
+        self._loop = asyncio.get_running_loop()
         self._busy = asyncio.Lock()
         self._rest: IO[bytes] | None = None
         self._failure: BaseException | None = None
-        self._detaching: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        while piece := await self._next():
+        piece = await self._task(self._next())
+        while piece:
+            ahead = self._task(self._next())
             yield piece
+            piece = await ahead
 
     async def _next(self) -> bytes:
         async with self._busy:
@@ -112,11 +125,24 @@ class _Source:
             return await self._backend.in_thread(self._take)
 
     def _take(self) -> bytes:
-        return next(self._pieces, b"") if self._rest is None else self._rest.read(PIECE)
+        piece = next(self._pieces, b"") if self._rest is None else self._rest.read(PIECE)
+        self._see(piece)
+        return piece
 
     def detach(self) -> None:
         """Let the view go, however much of it is still to be read."""
-        self._detaching = asyncio.get_running_loop().create_task(self._detach())
+        self._task(self._detach())
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for what was made ahead of a reader who has left
 
     async def _detach(self) -> None:
         async with self._busy:
@@ -144,8 +170,8 @@ class _Source:
 
     def close(self) -> None:
         """A thread that is at work finds the view gone, and ends."""
-        if self._detaching is not None:
-            self._detaching.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._view.close()
         if self._rest is not None:
             self._rest.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
 from itertools import accumulate, chain, repeat
 from operator import add, lt, sub
 from typing import Final
@@ -55,15 +54,18 @@ def metas(page_size: int, root: int, high_water: int) -> bytes:
 class Batch:
     """Sorted items as columns, to cut leaves out of."""
 
-    __slots__ = ("_offsets", "items", "key_sizes", "keys", "value_sizes")
+    __slots__ = ("_key_sizes", "_offsets", "_parts", "_value_sizes", "count", "items", "keys")
 
     def __init__(self, items: list[Item]) -> None:
         self.items = items
-        self.keys = [item[0] for item in items]
-        self.key_sizes = list(map(len, self.keys))
-        self.value_sizes = [len(item[1]) for item in items]
-        sizes = map(add, map(add, self.key_sizes, self.value_sizes), repeat(ELEMENT_SIZE))
-        self._offsets: list[int] = list(accumulate(sizes, initial=0))
+        self.count = len(items)
+        self._parts = list(chain.from_iterable(items))
+        self.keys = self._parts[::2]
+        sizes = list(map(len, self._parts))
+        self._key_sizes = sizes[::2]
+        self._value_sizes = sizes[1::2]
+        both = map(add, self._key_sizes, self._value_sizes)
+        self._offsets = list(accumulate(map(add, both, repeat(ELEMENT_SIZE)), initial=0))
 
     def check(self, last: bytes) -> None:
         """Whether bolt takes these items behind the key ``last``. Raises ValueError."""
@@ -72,7 +74,7 @@ class Batch:
             before = [last, *keys]
             wrong = next(i for i, key in enumerate(keys) if key <= before[i])
             raise ValueError(f"key {keys[wrong]!r} after {before[wrong]!r}")
-        longest = max(self.key_sizes, default=0), max(self.value_sizes, default=0)
+        longest = max(self._key_sizes, default=0), max(self._value_sizes, default=0)
         if longest[0] > MAX_KEY or longest[1] > MAX_VALUE:
             raise ValueError(f"up to {longest[0]} bytes key, {longest[1]} value")
 
@@ -81,13 +83,17 @@ class Batch:
         end of the batch if what comes next may belong to it too."""
         offsets = self._offsets
         stop = bisect_right(offsets, offsets[start] + room, start) - 1
-        return min(max(stop, start + _MIN_ELEMENTS), start + MAX_ELEMENTS, len(self.items))
+        if stop < start + _MIN_ELEMENTS:
+            stop = start + _MIN_ELEMENTS
+        elif stop > start + MAX_ELEMENTS:
+            stop = start + MAX_ELEMENTS
+        return stop if stop < self.count else self.count
 
     def length(self, start: int, stop: int) -> int:
         """Bytes of a leaf's page, header included."""
         return PAGE_HEAD.size + self._offsets[stop] - self._offsets[start]
 
-    def body(self, start: int, stop: int, flags: int) -> Iterator[bytes]:
+    def body(self, start: int, stop: int, flags: int) -> list[bytes]:
         """A leaf's page behind its header: elements, each with the distance from itself to its key,
         then keys and values."""
         count = stop - start
@@ -97,10 +103,9 @@ class Batch:
         base = offsets[start] - ELEMENT_SIZE * count
         numbers = [flags] * (4 * count)
         numbers[1::4] = map(sub, offsets[start:stop], range(base, base + 32 * count, 32))
-        numbers[2::4] = self.key_sizes[start:stop]
-        numbers[3::4] = self.value_sizes[start:stop]
-        yield struct.pack(f"<{len(numbers)}I", *numbers)
-        yield from chain.from_iterable(self.items[start:stop])
+        numbers[2::4] = self._key_sizes[start:stop]
+        numbers[3::4] = self._value_sizes[start:stop]
+        return [struct.pack(f"<{4 * count}I", *numbers), *self._parts[2 * start : 2 * stop]]
 
 
 class Branch:
@@ -116,12 +121,14 @@ class Branch:
         self._children.append(page)
         self.length += ELEMENT_SIZE + len(first)
 
-    def body(self) -> Iterator[bytes]:
+    def body(self) -> list[bytes]:
+        """The page behind its header."""
+        elements = []
         at = ELEMENT_SIZE * len(self.keys)
         for key, child in zip(self.keys, self._children, strict=True):
-            yield BRANCH_ELEMENT.pack(at, len(key), child)
+            elements.append(BRANCH_ELEMENT.pack(at, len(key), child))
             at += len(key) - ELEMENT_SIZE
-        yield from self.keys
+        return elements + self.keys
 
     def clear(self) -> None:
         self.keys.clear()
@@ -134,6 +141,9 @@ class Pages:
 
     ``next`` is the page after the last one, ``root`` the root tree's page once that is put.
     """
+
+    checks = False
+    """Whether items are looked at closely."""
 
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
@@ -155,7 +165,9 @@ class Pages:
 
 
 class WrittenPages(Pages):
-    """Pages as bytes: ``parts`` are for the owner to take, joined, in order."""
+    """Pages as bytes, to be taken by the owner in order."""
+
+    checks = True
 
     def __init__(self, page_size: int) -> None:
         super().__init__(page_size)
@@ -180,12 +192,12 @@ class WrittenPages(Pages):
     def branch(self, branch: Branch) -> int:
         return self._put(BRANCH, len(branch.keys), branch.length, branch.body())
 
-    def _put(self, flags: int, count: int, length: int, body: Iterator[bytes]) -> int:
+    def _put(self, flags: int, count: int, length: int, body: list[bytes]) -> int:
         page = self._take(length)
         pages = self.next - page
         parts = self._parts
         parts.append(PAGE_HEAD.pack(page, flags, count, pages - 1))
-        parts.extend(body)
+        parts += body
         parts.append(bytes(pages * self.page_size - length))
         return page
 
@@ -204,8 +216,9 @@ class Tree:
     def add(self, items: list[Item]) -> None:
         """The next items. Raises ValueError for such as bolt does not take, or out of order."""
         batch = Batch(self._rest + items)
-        batch.check(self._last)
-        start, count, room = 0, len(batch.items), self._limit - PAGE_HEAD.size
+        if self._pages.checks:
+            batch.check(self._last)
+        start, count, room = 0, batch.count, self._limit - PAGE_HEAD.size
         while (stop := batch.cut(start, room)) < count:
             self._add_leaf(batch, start, stop)
             start = stop
@@ -216,7 +229,7 @@ class Tree:
     def finish(self) -> int:
         """The root's page id."""
         batch = Batch(self._rest)
-        count = len(batch.items)
+        count = batch.count
         if not self._branches:
             return self._pages.leaf(batch, 0, count, self._flags)
         self._add_leaf(batch, 0, count)
@@ -231,7 +244,7 @@ class Tree:
     def finish_bucket(self) -> bytes:
         """The bucket's value in the root tree: its root's page id, or all of it if it is small."""
         batch = Batch(self._rest)
-        count = len(batch.items)
+        count = batch.count
         if not self._branches and batch.length(0, count) <= self._pages.page_size // 4:
             head = PAGE_HEAD.pack(0, LEAF, count, 0)
             return BUCKET_HEAD.pack(0, 0) + head + b"".join(batch.body(0, count, self._flags))
