@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvorum.api.admission import Admission
 from kvorum.api.cluster import ClusterService
 from kvorum.api.health import HealthService
 from kvorum.api.kv import KVService
@@ -27,5 +26,4 @@ def build_methods(server: Server, health: HealthService) -> dict[str, Method]:
         health,
     ):
         methods.update(service.methods())
-    Admission(server, methods)
     return methods

@@ -54,15 +54,11 @@ class Leadership:
         self._gaps = 0
         self._confirmed_gaps = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        self.on_change: list[Callable[[], None]] = []
-        """Who else wants to know that there is another leader, or none, or another member list."""
 
     # What the server reports
 
     def changed(self) -> None:
         """There is another leader, or none, or the member list is another."""
-        for call in self.on_change:
-            call()
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
