@@ -19,6 +19,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
+from kvorum.api.gate import Gate
 from kvorum.api.health import HealthService
 from kvorum.api.http import HttpService
 from kvorum.api.mirror import mirror_calls
@@ -61,6 +62,7 @@ class Member:
         self._sockets: list[socket.socket] = []
         self._http: HttpClient | None = None
         self._peering: Peering | None = None
+        self._gate: Gate | None = None
 
     @property
     def server(self) -> Server:
@@ -100,6 +102,8 @@ class Member:
             both = None if plain else http.handle
             methods = build_methods(self.server, self._health)
             mirror_calls(self.telemetry, methods, self._listeners)
+            self._gate = Gate(self.server, methods)
+            self._gate.start()
             await self._serve(clients, methods, both, "grpc" if plain else "grpc+http")
             await self._serve(plain, {}, http.handle, "http")
             await self._serve(metrics, {}, http.handle_metrics, "metrics")
@@ -178,6 +182,8 @@ class Member:
             WALError, BackendError: not everything came to disk; all is closed.
         """
         self._health.set_serving(False)
+        if self._gate is not None:
+            self._gate.close()
         lg.info("closing etcd server", name=self.config.name, data_dir=self.config.data_dir)
         try:
             await asyncio.gather(*(listener.drain(DRAIN_SECONDS) for listener in self._listeners))

@@ -181,6 +181,7 @@ async def test_methods_that_are_not_there(tmp_path: Path, path: str, text: str) 
 async def test_a_deadline_ends_a_call_and_not_the_request(tmp_path: Path) -> None:
     """The client hears at once; the entry is in the log and will be applied."""
     async with serving(tmp_path) as (member, client):
+        member.server.raft._quick = False  # the log's thread writes, as with a slow disk
         failpoint.enable("walBeforeSync", "1*sleep(300)")
         try:
             late = client.channel.unary(

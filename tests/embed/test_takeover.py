@@ -279,7 +279,9 @@ async def test_a_member_of_a_larger_cluster(
         member.kill()
     member = Member(config_of(tmp_path / "a"))
     starting = asyncio.create_task(member.start())
-    while member._server is None or len(member.server.applier.conf_state.voters) < 2:
+    while (  # noqa: ASYNC110 - nobody is told
+        member._server is None or len(member.server.applier.conf_state.voters) < 2
+    ):
         await asyncio.sleep(0.01)
     assert not starting.done()  # it has no leader, and waits for the other one
     assert member.server.raft.leader == 0

@@ -110,8 +110,10 @@ def status(error: type[EtcdError]) -> tuple[Code, str]:
 
 @asynccontextmanager
 async def member_on(config: ServerConfig) -> AsyncIterator[tuple[Member, Client]]:
-    """A member that serves, and a client of it."""
+    """A member that serves and has come to rest, and a client of it."""
     async with Member(config) as member:
+        while not member.server.cluster.version:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0.001)
         client = Client(config)
         try:
             yield member, client

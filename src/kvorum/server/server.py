@@ -122,6 +122,8 @@ class Server:
         self._frozen_after = 0
         self._stopping = False
         self._known_leader = NONE
+        self.on_change: list[Callable[[], None]] = []
+        """Called when there is another leader, or none, and when the members have changed."""
         self.id: MemberID = booted.member
         self.cluster = booted.cluster
         self.backend = booted.backend
@@ -450,6 +452,7 @@ class Server:
                 self._metrics.leader_changed()
             if is_leader:
                 self._blame.elected(self.now())
+            self._changed()
         if not is_leader and self.lessor.primary:
             self.lessor.demote()
         if leader:
@@ -467,8 +470,13 @@ class Server:
         """The member list is another."""
         self._together.membership_changed()
         self._peers.changed(change)
+        self._changed()
         if change.kind == "remove" and change.member == self.id:
             self._leave_soon()
+
+    def _changed(self) -> None:
+        for tell in self.on_change:
+            tell()
 
     def version_changed(self, before: Version | None, after: Version | None) -> None:
         """The cluster version is another."""
@@ -533,6 +541,7 @@ class Server:
         self.cluster.restore()
         self._peers.replaced(before)
         self._together.membership_changed()
+        self._changed()
         self.version_changed(version, parse_version(self.cluster.version))
 
     def _persists_checkpoints(self) -> bool:
