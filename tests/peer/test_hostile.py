@@ -90,12 +90,18 @@ def test_a_stream_of_junk_is_dropped_and_dialled_again(
 
 
 def test_good_messages_before_the_junk_are_taken(tmp_path: Path) -> None:
+    taken = asyncio.Event()
+
     async def script(writer: asyncio.StreamWriter) -> None:
-        writer.write(chunk(BEAT) + chunk(b"\xff" * 9))
+        writer.write(chunk(BEAT))
+        await taken.wait()
+        writer.write(chunk(b"\xff" * 9))
         await asyncio.sleep(60)
 
     async def work() -> None:
         async with evil_peer(tmp_path, script) as node:
+            await until(lambda: node.host.got)
+            taken.set()
             await until(lambda: LOST in node.log.texts())
             assert node.host.got[0] == Message(MsgType.HEARTBEAT, 1, 2, 5)
 

@@ -54,6 +54,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self._parser = HttpResponseParser(self)
+        self._pieces: list[bytes] = []
         self._status = 0
         self._headers: dict[str, str] = {}
         self._head_size = 0
@@ -109,6 +110,7 @@ class HttpConnection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+            self._hand_over()
             if self._in_head:
                 self._head_size += len(data)
                 if self._head_size > MAX_HEAD:
@@ -169,16 +171,24 @@ class HttpConnection(asyncio.Protocol):
         self._exchange.head(status, self._headers)
 
     def on_body(self, body: bytes) -> None:
-        if self._exchange is not None:
-            self._exchange.data(body)
+        self._pieces.append(body)
 
     def on_message_complete(self) -> None:
+        self._hand_over()
         if self._in_head:
             self._headers = {}
             return
         if not self._parser.should_keep_alive():
             self.closed = True
         self._finish()
+
+    def _hand_over(self) -> None:
+        """All that one read has brought, in one piece: an etcd sends a chunk for every message."""
+        pieces = self._pieces
+        if pieces:
+            self._pieces = []
+            if self._exchange is not None:
+                self._exchange.data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     # --- ends -----------------------------------------------------------------------------------
 
