@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from support.embedded import story
 
 from kvorum.pb import etcdserverpb as pb
 from kvorum.raft.types import Message, MsgType, Snapshot, SnapshotMetadata
-from kvorum.server import sending
+from kvorum.server import install, raftnode, sending
 from kvorum.server.install import SnapshotInstaller
 
 SHORT: dict[str, Any] = {
@@ -217,3 +220,76 @@ async def test_a_snapshot_that_is_not_needed_leaves_nothing_behind(tmp_path: Pat
         assert not list(member.server.host.snapshot_directory().glob("*.snap.db"))
         await member.put("k", "w")
         await cluster.agree()
+
+
+POINTS = (
+    "raftBeforeSaveSnap",
+    "raftAfterSaveSnap",
+    "raftBeforeSave",
+    "raftBeforeApplySnap",
+    "raftAfterApplySnap",
+    "raftAfterWALRelease",
+    "applyBeforeOpenSnapshot",
+    "applyAfterOpenSnapshot",
+)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_member_dies_while_it_gets_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Wherever that is, the next start finds one state or the other, and all goes on."""
+    hits: list[str] = []
+
+    def hit(name: str) -> None:
+        if name == point:
+            hits.append(name)
+            raise Death(name)
+
+    @story
+    async def die_and_come_back() -> None:
+        settings = SHORT | {"snapshot_count": 1_000_000}  # else others pass the same points
+        async with cluster_of(tmp_path, **settings) as cluster:
+            leader = await cluster.leader()
+            away = cluster.followers(leader)[0]
+            await cluster.agree()
+            behind = away.server.applier.index
+            cluster.wire.isolate(away.id)
+            await fill(leader, 300)
+            await cut_log(cluster, leader, behind)
+            with monkeypatch.context() as patch:
+                watched = watched_points(away, hit)
+                patch.setattr(raftnode, "failpoint", watched)
+                patch.setattr(install, "failpoint", watched)
+                cluster.wire.heal()
+                assert isinstance(await away.server.failure, Death)
+                await away.stop()
+            assert hits
+            await leader.put("meanwhile", "v")
+            await away.start()
+            await cluster.agree()
+            assert away.peek("meanwhile") == "v"
+            assert away.peek("key7") == "v7"
+            assert not list(away.server.host.snapshot_directory().glob("tmp*"))
+
+    die_and_come_back()
+
+
+class Death(Exception):
+    """What a failpoint does, within the process."""
+
+
+def watched_points(node: Node, hit: Callable[[str], None]) -> Any:
+    """The module of failpoints as one member sees it; of the others none dies."""
+    installing = node.server.raft
+
+    def of_this_member(name: str) -> None:
+        frame = sys._getframe(1)
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if owner is installing or owner is node.server._installer:
+                hit(name)
+                return
+            frame = frame.f_back  # type: ignore[assignment]
+
+    return SimpleNamespace(active=True, hit=of_this_member)
