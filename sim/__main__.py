@@ -19,7 +19,7 @@ SPREAD: Final = 1_000_000_000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; the exit code is 1 when anything was found."""
     options = parser().parse_args(arguments)
-    if options.bugs:
+    if options.bugs is not None:
         from sim.hunt import hunt  # it patches what it imports
 
         return hunt(options.bugs, processes=options.processes)

@@ -127,14 +127,16 @@ class Caller:
 
 
 class KVClient:
-    """Asks for this and that until it is stopped. Keys are few, so that clients meet; values are
-    never written twice, so that it is plain which write a read has seen."""
+    """Asks for this and that until it is stopped, ``window`` things at a time. Keys are few, so
+    that clients meet; values are never written twice, so that it is plain which write a read has
+    seen."""
 
     def __init__(
-        self, caller: Caller, keys: int, think: float, values: Callable[[], bytes]
+        self, caller: Caller, keys: int, think: float, values: Callable[[], bytes], window: int
     ) -> None:
         self.stopped = False
-        self.busy = False
+        self.busy = 0
+        self._window = window
         self._caller = caller
         self._random = caller.random
         self._keys = [b"k%02d" % number for number in range(keys)]
@@ -143,22 +145,27 @@ class KVClient:
         self._seen: dict[bytes, int] = {}  # mod revisions, for transactions that may succeed
 
     def start(self) -> None:
-        self._pause(None)
+        self._pause()
 
-    def _pause(self, operation: Operation | None) -> None:
-        self.busy = False
-        if operation is not None:
-            self._remember(operation)
-        if not self.stopped:
-            delay = self._random.expovariate(1 / self._think)
-            if self._random.random() < 0.2:
-                delay = 0.0
-            self._caller.world.after(delay, self._go)
+    def _pause(self) -> None:
+        """After the last answer to a round of requests."""
+        delay = self._random.expovariate(1 / self._think)
+        self._caller.world.after(delay, self._go)
 
     def _go(self) -> None:
-        if not self.stopped:
-            self.busy = True
-            self._caller.ask(self._request(), self._pause)
+        if self.stopped:
+            return
+        # Mostly one thing at a time, sometimes all that it may ask for.
+        self.busy = 1 if self._random.random() < 0.8 else self._random.randint(1, self._window)
+        for _ in range(self.busy):
+            self._caller.ask(self._request(), self._answered)
+
+    def _answered(self, operation: Operation | None) -> None:
+        self.busy -= 1
+        if operation is not None:
+            self._remember(operation)
+        if not self.busy:
+            self._pause()
 
     def _remember(self, operation: Operation) -> None:
         result = operation.result

@@ -20,8 +20,8 @@ from sim.world import World
 class Cluster:
     """The members that there were, are, and will be; the network; the judges.
 
-    ``members`` are those whose machines exist; ``gone`` those that were removed, or given up before
-    they were added; ``orphans`` those of which nobody knows yet whether they were added.
+    ``gone`` are those that were removed, ``orphans`` those of which nobody knows yet whether they
+    were added.
     """
 
     def __init__(self, world: World, system: System, plan: Plan) -> None:
@@ -61,12 +61,12 @@ class Cluster:
         member = Member(self.world, self._system, self.network, self._numbers, clock, settings)
         member.on_boot = self.ledger.booted
         member.on_failure = self._failed
-        self.members.append(member)
         return member
 
     def begin(self) -> None:
         """Start a new cluster."""
         first = [self.new_member() for _ in range(self.plan.members)]
+        self.members += first
         for member in first:
             member.initial = first
             member.start()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from kvorum.raft.types import Message, MsgType
 from kvorum.types import MemberID
 
 if TYPE_CHECKING:
@@ -12,6 +14,20 @@ if TYPE_CHECKING:
     from sim.member import Member
     from sim.plan import Plan
 
+Cuts = set[tuple[MemberID, MemberID]]
+
+USURPED: Final = 4.0
+"""Seconds within which there has to be another leader."""
+AMBUSHED: Final = (
+    MsgType.VOTE_RESP,
+    MsgType.VOTE_RESP,
+    MsgType.VOTE,
+    MsgType.APP,
+    MsgType.APP_RESP,
+    MsgType.SNAP,
+    MsgType.PROP,
+    MsgType.READ_INDEX_RESP,
+)
 SHAPES: Final = ("isolate", "halves", "one way", "bridge", "deaf")
 
 
@@ -32,6 +48,8 @@ class Nemesis:
             (faults.slow_link, self._slow_link),
             (faults.slow_disk, self._slow_disk),
             (faults.client_cut, self._cut_client),
+            (faults.ambush, self._ambush),
+            (faults.usurp, self._usurp),
         ]
 
     def start(self) -> None:
@@ -72,6 +90,57 @@ class Nemesis:
         power_cut = self._random.random() < 0.8
         for member in self._cluster.alive():
             self._cluster.crash(member, power_cut=power_cut, down_for=self._spell())
+
+    def _ambush(self) -> None:
+        """Whoever sends the next message of a kind ends right after: between a promise and what
+        has to come before it there is not much time."""
+        self._lie_in_wait(self._random.choice(AMBUSHED))
+
+    def _lie_in_wait(self, kind: MsgType, only: MemberID | None = None) -> None:
+        cluster, network = self._cluster, self._cluster.network
+
+        def spring(message: Message) -> None:
+            victim = cluster.by_id(message.from_)
+            if message.type is not kind or victim is None or self.stopped:
+                return
+            if only is not None and message.from_ != only:
+                return
+            network.trap = None
+            cluster.trace(f"{victim} has just sent {kind.label}")
+            power_cut = self._random.random() < 0.8
+            crash = partial(cluster.crash, power_cut=power_cut, down_for=self._spell())
+            cluster.world.after(self._random.choice([0.0, 0.0, 0.001]), crash, victim)
+
+        network.trap = spring
+
+    def _usurp(self) -> None:
+        """The leader goes on hearing clients, and is heard by nobody, until there is another one.
+        Then all are one again, and the new leader or the old one ends right after."""
+        network, leader = self._cluster.network, self._cluster.leader()
+        if leader is None or leader.id is None or len(self._cluster.members) < 3:
+            return
+        before = set(network.cuts)
+        network.cut([leader.id], [m.id for m in self._cluster.members if m.id is not None])
+        cuts = network.cuts - before
+        self._cluster.trace(f"{leader} is mute")
+        if self._random.random() < 0.4:
+            self._slow(leader, 400.0)
+        self._await_usurper(leader, cuts, self._cluster.world.now + USURPED)
+
+    def _await_usurper(self, old: Member, cuts: Cuts, deadline: float) -> None:
+        cluster, world = self._cluster, self._cluster.world
+        new = cluster.leader()
+        if (new is None or new is old) and world.now < deadline and not self.stopped:
+            world.after(0.01, self._await_usurper, old, cuts, deadline)
+            return
+        self._heal(cuts)
+        if self.stopped or new is None or new is old:
+            return
+        if self._random.random() < 0.5:
+            crash = partial(cluster.crash, power_cut=True, down_for=self._spell())
+            world.after(self._random.choice([0.0, 0.005, 0.02]), crash, new)
+        if old.id is not None and self._random.random() < 0.5:
+            self._lie_in_wait(MsgType.APP_RESP, only=old.id)
 
     def _pause(self) -> None:
         victim = self._victim()
@@ -131,10 +200,12 @@ class Nemesis:
     def _slow_disk(self) -> None:
         victim = self._victim()
         if victim is not None:
-            disk = victim.disk
-            disk.slowness = self._random.choice([10.0, 100.0, 400.0])
-            self._cluster.world.after(self._spell(), lambda: setattr(disk, "slowness", 1.0))
-            self._cluster.trace(f"{victim} has a disk that is {disk.slowness:.0f} times slower")
+            self._slow(victim, self._random.choice([10.0, 100.0, 400.0]))
+
+    def _slow(self, victim: Member, times: float) -> None:
+        victim.disk.slowness = times
+        self._cluster.world.after(self._spell(), setattr, victim.disk, "slowness", 1.0)
+        self._cluster.trace(f"{victim} has a disk that is {times:.0f} times slower")
 
     def _cut_client(self) -> None:
         """Clients lose the way to a member, in the middle of their calls."""

@@ -67,6 +67,8 @@ class Network:
     sites: dict[str, Site] = field(default_factory=dict)
     watch: Callable[[Message], None] = lambda message: None
     """Told of every message that leaves."""
+    trap: Callable[[Message], None] | None = None
+    """Told too, of those that are meant for the network."""
     note: Callable[[str], None] = lambda line: None
     """Takes a line for the trace."""
 
@@ -163,13 +165,17 @@ class SimTransport:
         self._member = member
         self._host = host
         self._peers: set[MemberID] = set()
+        self._remotes: set[MemberID] = set()
         self._received = 0
         network.transports[member] = self
 
     def send(self, messages: Sequence[Message]) -> None:
         for message in messages:
             self._network.watch(message)
-            if message.to not in self._peers or self.paused:
+            if self._network.trap is not None:
+                self._network.trap(message)
+            known = message.to in self._peers or message.to in self._remotes
+            if not known or self.paused:
                 continue
             if message.type is MsgType.SNAP:
                 self.process.loop.create_task(self._send_snapshot(message))
@@ -254,6 +260,8 @@ class SimTransport:
     def receive(self, source: MemberID, message: Message) -> None:
         try:
             self._host.receive(message)
+            # Who speaks with us can be answered, in the member list or not, as with rafthttp.
+            self._remotes.add(source)
         except RemovedMember:
             sender = self._network.transports.get(source)
             if sender is not None and sender.process.alive:
@@ -269,6 +277,7 @@ class SimTransport:
 
     def remove_peer(self, member: MemberID) -> None:
         self._peers.discard(member)
+        self._remotes.discard(member)
 
     def active_since(self, member: MemberID) -> float | None:
         since = self._network.connected_since(member, self._member)

@@ -89,22 +89,21 @@ class Membership:
         def done(outcome: Outcome) -> None:
             self.start()
             if outcome.by_server and outcome.error in _REFUSALS:
-                self._cluster.retire(member)
+                self._cluster.trace(f"{member} was not added: {outcome.error}")
             elif outcome.code:
                 self._cluster.trace(f"{member} was perhaps not added: {outcome.error}")
                 self._cluster.orphans.append(member)
-                self._cluster.members.remove(member)
             else:
                 self._join(member, pb.MemberAddResponse.FromString(outcome.message), learner)
 
         if not self._caller.unary(words.MEMBER_ADD, request.SerializeToString(), done, PATIENCE):
-            self._cluster.retire(member)
             self.start()
 
     def _join(self, member: Member, added: pb.MemberAddResponse, learner: bool) -> None:
         """As an operator would: with the list that the answer gave."""
         cluster = self._cluster
         member.id = MemberID(added.member.ID)
+        cluster.members.append(member)
         known = {m.url: m for m in [*cluster.members, *cluster.orphans, *cluster.gone]}
         member.initial = [known[url] for each in added.members for url in each.peerURLs]
         member.joins = True

@@ -28,6 +28,10 @@ class Faults:
     slow_link: float = 0.0
     slow_disk: float = 0.0
     client_cut: float = 0.0
+    usurp: float = 0.0
+    """Another member is made leader while the old one goes on writing its log."""
+    ambush: float = 0.0
+    """Right after a message of some kind was sent."""
     transfer: float = 0.0
     membership: float = 0.0
 
@@ -40,6 +44,8 @@ class Plan:
     clients: int = 8
     think: float = 0.05
     """Seconds between two requests of a client, on average."""
+    window: int = 1
+    """Requests that a client has under way at the most."""
     keys: int = 8
     watchers: int = 3
     lease_clients: int = 2
@@ -75,6 +81,7 @@ def draw(seed: int, duration: float = DURATION) -> Plan:
     plan.members = random.choices([1, 3, 5], [1, 14, 5])[0]
     plan.clients = random.randint(3, 12)
     plan.think = random.choice([0.02, 0.05, 0.1]) * plan.clients / 8
+    plan.window = random.choice([1, 4, 12])
     plan.keys = random.choice([2, 6, 12])
     plan.watchers = random.randint(1, 4)
     plan.lease_clients = random.randint(0, 3)
@@ -83,7 +90,8 @@ def draw(seed: int, duration: float = DURATION) -> Plan:
     plan.faults = _faults(random)
     if plan.faults.membership and random.random() < 0.5:
         # Changes are refused while members are ill, so some runs let them be well.
-        plan.faults.kill = plan.faults.power = plan.faults.blackout = plan.faults.pause = 0.0
+        plan.faults.kill = plan.faults.power = plan.faults.blackout = 0.0
+        plan.faults.pause = plan.faults.ambush = 0.0
     plan.clock_offset = random.choice([0.0, 0.5, 100.0])
     plan.clock_drift = random.choice([0.0, 0.001, 0.05])
     plan.snapshot_count = random.choice([50, 200, 1000])
@@ -118,6 +126,8 @@ def _faults(random: Random) -> Faults:
         slow_link=sometimes(0.3, 5.0),
         slow_disk=sometimes(0.3, 5.0),
         client_cut=sometimes(0.3, 5.0),
+        usurp=sometimes(0.5, 2.0, 5.0),
+        ambush=sometimes(0.5, 1.5, 5.0),
         transfer=sometimes(0.4, 3.0, 8.0),
         membership=sometimes(0.4, 0.5, 2.0),
     )

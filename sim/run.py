@@ -87,7 +87,9 @@ class Run:
         values = map(b"v%d".__mod__, itertools.count(1))
         plan = self.plan
         self.clients = [
-            KVClient(self._caller(f"c{n}"), plan.keys, plan.think, lambda: next(values))
+            KVClient(
+                self._caller(f"c{n}"), plan.keys, plan.think, lambda: next(values), plan.window
+            )
             for n in range(plan.clients)
         ]
         self.watchers = [self._watcher(n) for n in range(plan.watchers)]
@@ -233,7 +235,7 @@ class Run:
             f"watch {w.current.name} of {w.current.start} has {w.current.reached()}"
             for w in self.watchers
         ]
-        busy = sum(client.busy for client in self.clients)
+        busy = sum(client.busy > 0 for client in self.clients)
         return "; ".join(texts) + f"; {busy} clients wait"
 
     def _complain(self, text: str) -> None:
