@@ -8,7 +8,6 @@ pyproject.toml. ``src/kvorum/compiled.py`` decides which of the two a process ru
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from contextlib import redirect_stdout
@@ -83,9 +82,7 @@ class BuildCompiled(build_ext):
     """All modules or none: half of them could not be imported."""
 
     def run(self) -> None:
-        stamp = PACKAGE / "_compiled.json"
         try:
-            stamp.unlink(missing_ok=True)
             _remove_built()
             super().run()
         except Exception as error:
@@ -95,14 +92,15 @@ class BuildCompiled(build_ext):
             return
         if self.inplace and self.extensions:
             sys.path.insert(0, str(PACKAGE.parent))
-            from kvorum.compiled import stamp as stamp_of
+            from kvorum import compiled
 
-            stamp.write_text(json.dumps(stamp_of(PACKAGE)))
+            (PACKAGE / compiled.STAMP).write_text(compiled.stamp(PACKAGE))
 
 
 def _remove_built() -> None:
     """What an earlier build left in the checkout, perhaps of modules no longer on the list."""
-    for built in (*PACKAGE.parent.glob("kvorum__mypyc.*.so"), *PACKAGE.rglob("*.so")):
+    stamps = PACKAGE.glob("_compiled.*")
+    for built in (*stamps, *PACKAGE.parent.glob("kvorum__mypyc.*.so"), *PACKAGE.rglob("*.so")):
         built.unlink()
 
 

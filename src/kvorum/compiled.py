@@ -11,31 +11,34 @@ lie beside the results, say the same, and are used instead
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from importlib.machinery import FileFinder, SourceFileLoader
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-STAMP: Final = "_compiled.json"
-"""What a build in a checkout leaves beside this file: the sources' modification times, in
-nanoseconds, by path. An installed package has none, as nobody edits it."""
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STAMP: Final = "_compiled.txt"
+"""What a build in a checkout leaves beside this file: a line for each source with its modification
+time, in nanoseconds, and its path. An installed package has none, as nobody edits it."""
 
 _ROOT: Final = os.path.dirname(os.path.abspath(__file__))
 
 
-def stamp(root: Path) -> dict[str, int]:
-    """The modification times of all sources below ``root``."""
-    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in sorted(root.rglob("*.py"))}
+def stamp(root: Path) -> str:
+    """The stamp of the sources below ``root``, as they are now."""
+    sources = sorted(root.rglob("*.py"))
+    return "".join(f"{p.stat().st_mtime_ns} {p.relative_to(root)}\n" for p in sources)
 
 
 def is_stale() -> bool:
     """Whether a source has changed, or gone, since the build in this checkout."""
     try:
         with open(os.path.join(_ROOT, STAMP)) as file:
-            built: dict[str, int] = json.load(file)
-        return any(os.stat(os.path.join(_ROOT, p)).st_mtime_ns != at for p, at in built.items())
+            lines = file.read().splitlines()
+        times = [line.split(" ", 1) for line in lines]
+        return any(os.stat(os.path.join(_ROOT, p)).st_mtime_ns != int(at) for at, p in times)
     except FileNotFoundError as missing:
         return not missing.filename.endswith(STAMP)
 

@@ -66,7 +66,8 @@ def test_version_imports_next_to_nothing(tmp_path: Path) -> None:
     )
     done = run(Path(sys.executable), "-c", code, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == (
-        "['kvorum.version', 'kvorum.cli', 'kvorum.cli.server', 'kvorum.buildinfo']"
+        "['kvorum.compiled', 'kvorum.version', 'kvorum.cli', 'kvorum.cli.server', "
+        "'kvorum.buildinfo']"
     )
 
 

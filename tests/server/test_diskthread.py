@@ -89,6 +89,6 @@ def test_a_loop_that_is_gone_ends_the_thread() -> None:
     disk.submit(gate.wait, told.append)
     loop.close()
     gate.set()
-    disk._thread.join(10)
-    assert not disk._thread.is_alive()
+    disk._worker.join(10)
+    assert not disk._worker.is_alive()
     assert told == []
