@@ -65,7 +65,7 @@ class Batch:
         self._key_sizes = sizes[::2]
         self._value_sizes = sizes[1::2]
         both = map(add, self._key_sizes, self._value_sizes)
-        self._offsets = list(accumulate(map(add, both, repeat(ELEMENT_SIZE)), initial=0))
+        self._offsets: list[int] = list(accumulate(map(add, both, repeat(ELEMENT_SIZE)), initial=0))
 
     def check(self, last: bytes) -> None:
         """Whether bolt takes these items behind the key ``last``. Raises ValueError."""
@@ -91,7 +91,8 @@ class Batch:
 
     def length(self, start: int, stop: int) -> int:
         """Bytes of a leaf's page, header included."""
-        return PAGE_HEAD.size + self._offsets[stop] - self._offsets[start]
+        size: int = PAGE_HEAD.size + self._offsets[stop] - self._offsets[start]
+        return size
 
     def body(self, start: int, stop: int, flags: int) -> list[bytes]:
         """A leaf's page behind its header: elements, each with the distance from itself to its key,
