@@ -185,6 +185,41 @@ async def test_a_second_database_overtakes_the_first(
 
 
 @story
+async def test_what_a_former_leader_had_logged_for_nothing_stays_away(tmp_path: Path) -> None:
+    """Its log on disk ends in entries that nobody else ever had, beyond the snapshot that replaced
+    them."""
+    async with cluster_of(tmp_path, **SHORT) as cluster:
+        old = await cluster.leader()
+        rest = cluster.followers(old)
+        await cluster.agree()
+        cluster.wire.isolate(old.id)
+        in_vain = [asyncio.create_task(old.put(f"vain{i}")) for i in range(600)]
+        storage = old.server._snapshotter._storage
+        await cluster.until("logged in vain", lambda: storage.last_index() > 600)
+        new = await cluster.leader(*rest)
+        await fill(new, 300)
+        await cut_log(cluster, new, old.server.applier.index)
+        cluster.wire.heal()
+        await cluster.until("received", lambda: bool(cluster.wire.snapshots))
+        await cluster.until("installed", lambda: old.server.applier.index >= 300)
+        for node in cluster.running:
+            cluster.wire.isolate(node.id)  # so that no entry of the new log comes on top
+        await old.kill()
+        for task in in_vain:
+            task.cancel()
+        await old.start()
+        log = old.server.raft._node.raft.log
+        assert log.last_index() < 600
+        terms = [
+            entry.term for entry in log.slice(log.first_index(), log.last_index() + 1, 1 << 30)
+        ]
+        assert terms == sorted(terms)
+        cluster.wire.heal()
+        await cluster.agree()
+        assert old.peek("vain7") is None
+
+
+@story
 async def test_a_restarted_member_goes_on_where_it_was(tmp_path: Path) -> None:
     async with cluster_of(tmp_path, **SHORT) as cluster:
         leader = await cluster.leader()
@@ -234,6 +269,7 @@ POINTS = (
 )
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("point", POINTS)
 def test_a_member_dies_while_it_gets_the_database(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str

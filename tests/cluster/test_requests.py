@@ -34,6 +34,7 @@ async def test_every_member_takes_writes_and_answers_them(tmp_path: Path) -> Non
 
 
 @story
+@pytest.mark.plain
 async def test_what_a_follower_forwarded_it_does_not_decode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

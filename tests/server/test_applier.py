@@ -246,6 +246,7 @@ def test_a_request_that_came_back_through_the_log_finds_its_caller(bench: Bench)
     assert bad.failure == errors.LeaseNotFound.message
 
 
+@pytest.mark.plain
 def test_a_forwarded_request_is_not_decoded_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,6 +251,10 @@ def _fill_storage(
     term, vote, commit = found.log.hard_state
     state = HardState(term, vote, max(commit, applied))
     entries = found.log.entries
+    if entries and entries[0].term < start.term:
+        # Logged before the snapshot came from a leader, which had nothing of the kind: terms never
+        # decrease along a log. What came after the snapshot would have replaced them.
+        entries = []
     if config.force_new_cluster:
         urls = tuple(strings(config.initial_advertise_peer_urls))
         state, kept, added = force_new_cluster(found.log, start, applied, cluster, urls)
