@@ -15,6 +15,7 @@ from sim.calls import ClientCall, Outcome
 if TYPE_CHECKING:
     from sim.cluster import Cluster
     from sim.member import Member
+    from sim.plan import Plan
 
 TIMEOUT: Final = 3.0
 RETRY: Final = 0.1
@@ -127,20 +128,18 @@ class Caller:
 
 
 class KVClient:
-    """Asks for this and that until it is stopped, ``window`` things at a time. Keys are few, so
+    """Asks for this and that until it is stopped, some things at a time. Keys are few, so
     that clients meet; values are never written twice, so that it is plain which write a read has
     seen."""
 
-    def __init__(
-        self, caller: Caller, keys: int, think: float, values: Callable[[], bytes], window: int
-    ) -> None:
+    def __init__(self, caller: Caller, plan: Plan, values: Callable[[], bytes]) -> None:
         self.stopped = False
         self.busy = 0
-        self._window = window
+        self._window = plan.window
         self._caller = caller
         self._random = caller.random
-        self._keys = [b"k%02d" % number for number in range(keys)]
-        self._think = think
+        self._keys = [b"k%02d" % number for number in range(plan.keys)]
+        self._think = plan.think
         self._value = values
         self._seen: dict[bytes, int] = {}  # mod revisions, for transactions that may succeed
 

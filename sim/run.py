@@ -87,10 +87,7 @@ class Run:
         values = map(b"v%d".__mod__, itertools.count(1))
         plan = self.plan
         self.clients = [
-            KVClient(
-                self._caller(f"c{n}"), plan.keys, plan.think, lambda: next(values), plan.window
-            )
-            for n in range(plan.clients)
+            KVClient(self._caller(f"c{n}"), plan, lambda: next(values)) for n in range(plan.clients)
         ]
         self.watchers = [self._watcher(n) for n in range(plan.watchers)]
         self.leases = [LeaseClient(self._caller(f"l{n}"), n) for n in range(plan.lease_clients)]

@@ -23,7 +23,7 @@ from typing import Any, Final
 import lmdb
 
 from kvorum.backend import worker
-from kvorum.server import diskthread
+from kvorum.server import diskthread, kernelsync
 from kvorum.wal import WAL, log
 from sim.mdb import Lmdb
 from sim.process import Blocking, Process
@@ -82,6 +82,7 @@ def _stand_ins(world: World, system: System) -> dict[int, tuple[object, object]]
         (random.SystemRandom, _randoms(world)),
         (concurrent.futures.ThreadPoolExecutor, Executor),
         (diskthread.DiskThread, _disk_threads(world)),
+        (kernelsync.KernelSync, _kernel_syncs(world, system)),
         (worker.Worker, _workers(world)),
     ]
     return {id(real): (real, stand_in) for real, stand_in in pairs}
@@ -147,6 +148,30 @@ def _disk_threads(world: World) -> type:
             self._thread.finish()
 
     return DiskThread
+
+
+def _kernel_syncs(world: World, system: System) -> type:
+    class KernelSync:
+        """`kvorum.server.kernelsync.KernelSync`."""
+
+        def __init__(self) -> None:
+            process = _current(world)
+            self._kernel = Blocking(process, process.sync_cost)
+
+        @classmethod
+        def open(cls, loop: object) -> KernelSync:
+            return cls()
+
+        def start(self, fd: int, done: Callable[[OSError | None], None]) -> None:
+            self._kernel.submit(lambda: system.os.fdatasync(fd), done)
+
+        def wait(self) -> None:
+            self._kernel.drain()
+
+        def close(self) -> None:
+            pass
+
+    return KernelSync
 
 
 def _workers(world: World) -> type:
