@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from kvorum.pb import etcdserverpb as pb
 from kvorum.raft.types import Message, MsgType, Snapshot, SnapshotMetadata
 from kvorum.server import install, raftnode, sending
 from kvorum.server.install import SnapshotInstaller
+from kvorum.snap import SnapError
+from kvorum.types import Index, Term
 
 SHORT: dict[str, Any] = {
     "snapshot_catchup_entries": 10,
@@ -78,7 +81,7 @@ async def test_one_that_was_away_for_too_long_gets_the_database(tmp_path: Path) 
         assert away.server.store.compact_rev == 100
         assert away.server.cluster.members == leader.server.cluster.members
         assert away.server.applier.conf_state == leader.server.applier.conf_state
-        assert not list(away.server.host.snapshot_directory().glob("*.snap.db"))
+        await cluster.until("removed", lambda: not received(away))
         # It goes on like any other.
         await away.put("after", "1")
         await cluster.agree()
@@ -235,6 +238,22 @@ async def test_a_restarted_member_goes_on_where_it_was(tmp_path: Path) -> None:
         assert member.peek("key3") == "w3"
 
 
+def stray(leader: Node, member: Node, index: int = 0) -> Message:
+    """A snapshot that raft did not ask for."""
+    meta = SnapshotMetadata(leader.server.applier.conf_state, Index(index), Term(1))
+    return Message(
+        MsgType.SNAP,
+        member.id,
+        leader.id,
+        leader.server.raft.term,
+        snapshot=Snapshot(metadata=meta),
+    )
+
+
+def received(node: Node) -> list[Path]:
+    return list(node.server.host.snapshot_directory().glob("*.snap.db"))
+
+
 @story
 async def test_a_snapshot_that_is_not_needed_leaves_nothing_behind(tmp_path: Path) -> None:
     async with cluster_of(tmp_path) as cluster:
@@ -242,19 +261,60 @@ async def test_a_snapshot_that_is_not_needed_leaves_nothing_behind(tmp_path: Pat
         member = cluster.followers(leader)[0]
         await leader.put("k", "v")
         await cluster.agree()
-        transport: Any = leader.server.transport
-        message = Message(
-            MsgType.SNAP,
-            member.id,
-            leader.id,
-            leader.server.raft.term,
-            snapshot=Snapshot(metadata=SnapshotMetadata()),
-        )
-        transport.send([message])
+        leader.server.transport.send([stray(leader, member)])
         await cluster.until("delivered", lambda: bool(cluster.wire.snapshots))
-        assert not list(member.server.host.snapshot_directory().glob("*.snap.db"))
+        assert not received(member)
         await member.put("k", "w")
         await cluster.agree()
+
+
+@story
+async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    """Before it is on record: a member could not start again with it."""
+    async with cluster_of(tmp_path, **SHORT) as cluster:
+        leader = await cluster.leader()
+        member = cluster.followers(leader)[0]
+        host = member.server.host
+        garbage = host.snapshot_directory() / "tmp-garbage"
+        garbage.write_bytes(b"x" * 100_000)
+        with pytest.raises(SnapError, match="is no database"):
+            await host.receive_snapshot(stray(leader, member, 5000), garbage)
+        async with leader.server.host.open_snapshot(stray(leader, member)) as real:
+            garbage.write_bytes(b"".join([chunk async for chunk in real.chunks]))
+        with pytest.raises(SnapError, match="and not at 5000"):
+            await host.receive_snapshot(stray(leader, member, 5000), garbage)
+        assert not received(member)
+        await leader.put("k", "v")
+        await cluster.agree()
+
+
+@story
+async def test_a_database_that_comes_twice_is_there_when_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster_of(tmp_path, **SHORT) as cluster:
+        leader = await cluster.leader()
+        away = cluster.followers(leader)[0]
+        await cluster.agree()
+        cluster.wire.isolate(away.id)
+        await fill(leader, 300)
+        await cut_log(cluster, leader, away.server.applier.index)
+        installer = away.server._installer
+        held: list[Any] = []
+        monkeypatch.setattr(installer, "install", held.append)
+        cluster.wire.heal()
+        await cluster.until("logged", lambda: bool(held))
+        (path,) = received(away)
+        copy = path.with_name("tmp-copy")
+        shutil.copyfile(path, copy)
+        index = held[0].metadata.index
+        await away.server.host.receive_snapshot(stray(leader, away, index), copy)
+        assert received(away) == [path]
+        assert not copy.exists()
+        monkeypatch.undo()
+        installer.install(held[0])
+        await cluster.agree()
+        await cluster.until("removed", lambda: not received(away))
 
 
 POINTS = (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from kvorum.backend import BackendError
 from kvorum.log import get_logger
 from kvorum.membership import Cluster
 from kvorum.peer.interface import OutgoingSnapshot, RemovedMember, WrongMember
@@ -56,7 +57,9 @@ class PeerHost:
         assert message.snapshot is not None
         index = message.snapshot.metadata.index
         await self._installer.adopt(database, index)
-        if not self._raft.receive_snapshot(message):
+        if self._raft.receive_snapshot(message):
+            self._installer.keep(index)
+        else:
             await self._installer.discard(index)
 
     def _check(self, message: Message) -> None:
@@ -79,6 +82,10 @@ class PeerHost:
         return self._directory
 
     def open_snapshot(self, message: Message) -> AbstractAsyncContextManager[OutgoingSnapshot]:
+        """The database for a MsgSnap. Raises BackendError, at once if the state is being replaced:
+        a member may come to lead before it has installed what another leader sent it."""
+        if self._installer.busy:
+            raise BackendError("the database is being replaced")
         return self._sender.open(message)
 
     def is_removed(self, member: MemberID) -> bool:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Final
 
 from kvorum import failpoint
-from kvorum.backend import FILE_NAME, Backend
+from kvorum.backend import FILE_NAME, Backend, Bucket
 from kvorum.log import get_logger
 from kvorum.raft.types import Snapshot
 from kvorum.server.goimport import import_go_database
-from kvorum.snap import SnapError
+from kvorum.snap import BoltError, BoltFile, SnapError
 from kvorum.snap import Snapshotter as SnapFiles
 from kvorum.telemetry import Gauge
 from kvorum.types import Index
@@ -64,6 +64,7 @@ class SnapshotInstaller:
         self._failed = failed
         self._in_progress = in_progress
         self._wanted: Snapshot | None = None
+        self._logged: set[Index] = set()  # those whose databases are needed, here or at a restart
         self._task: asyncio.Task[None] | None = None
         self.busy = False
         """Whether the state is about to be replaced, so that what is in memory belongs to the old
@@ -72,14 +73,21 @@ class SnapshotInstaller:
     # Step 1
 
     async def adopt(self, database: Path, index: Index) -> None:
-        """Make a received file the database of the snapshot at ``index``. Raises SnapError."""
-        await self._backend.in_thread(lambda: _adopt(database, self._files.db_path(index)))
-        lg.info("saved database snapshot to disk", path=str(self._files.db_path(index)))
+        """Make a received file the database of the snapshot at ``index``. Raises SnapError for one
+        that cannot be that, or cannot be saved; then it is not on record, and nothing happened."""
+        path = self._files.db_path(index)
+        await self._backend.in_thread(lambda: _adopt(database, path, index))
+        lg.info("saved database snapshot to disk", path=str(path))
+
+    def keep(self, index: Index) -> None:
+        """The snapshot at ``index`` goes into the log: its database must stay until it is used."""
+        self._logged.add(index)
 
     async def discard(self, index: Index) -> None:
-        """The snapshot at ``index`` is not needed."""
-        path = self._files.db_path(index)
-        await self._backend.in_thread(lambda: path.unlink(missing_ok=True))
+        """The snapshot at ``index`` is not needed; unless it was delivered before."""
+        if index not in self._logged:
+            path = self._files.db_path(index)
+            await self._backend.in_thread(lambda: path.unlink(missing_ok=True))
 
     # Step 3
 
@@ -125,6 +133,7 @@ class SnapshotInstaller:
             return  # it is out of date before it was in use
         self._backend.on_replace = lambda: self._take(snapshot)
         await self._backend.replace(converted)
+        self._logged = {index for index in self._logged if index > meta.index}
         await self._backend.in_thread(lambda: self._files.release_dbs(meta.index + 1))
         lg.info(
             "applied snapshot",
@@ -141,14 +150,28 @@ class SnapshotInstaller:
         self._done(snapshot.metadata.index)
 
 
-def _adopt(database: Path, target: Path) -> None:
+def _adopt(database: Path, target: Path, index: Index) -> None:
     try:
         if target.exists():  # it came twice: the first may be in use already
             database.unlink()
             return
+        _check(database, target, index)
         with open(database, "rb+") as file:
             os.fsync(file.fileno())
         database.rename(target)
         fsync_directory(target.parent)
     except OSError as error:
         raise SnapError(target, f"cannot be saved: {error}") from error
+
+
+def _check(database: Path, target: Path, index: Index) -> None:
+    """Whether it is a database of that index, as far as can be seen without reading all of it: once
+    it is on record, a member with a file that is none could not start again."""
+    try:
+        with BoltFile(database) as file:
+            meta = dict(file.items(Bucket.META.value.encode()))
+    except BoltError as error:
+        raise SnapError(target, f"what was received is no database: {error}") from error
+    found = int.from_bytes(meta.get(b"consistent_index", b""), "big")
+    if found < index:
+        raise SnapError(target, f"what was received ends at entry {found}, and not at {index}")
