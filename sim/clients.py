@@ -136,6 +136,7 @@ class KVClient:
         self.stopped = False
         self.busy = 0
         self._window = plan.window
+        self._only_reads = caller.random.random() < 0.3
         self._caller = caller
         self._random = caller.random
         self._keys = [b"k%02d" % number for number in range(plan.keys)]
@@ -178,7 +179,7 @@ class KVClient:
     def _request(self) -> Request:
         random = self._random
         key = random.choice(self._keys)
-        dice = random.random()
+        dice = random.uniform(0.35, 0.65) if self._only_reads else random.random()
         if dice < 0.35:
             return Put(key, self._value(), prev=random.random() < 0.2)
         if dice < 0.6:

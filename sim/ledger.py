@@ -8,13 +8,13 @@ of the Raft paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from kvorum.raft.types import Entry, EntryType, Message, MsgType, StateType
-from kvorum.types import MemberID
+from kvorum.raft.types import NO_LIMIT, Entry, EntryType, Message, MsgType, StateType
+from kvorum.types import Index, MemberID
 from sim.process import Process
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Book:
     """Of each committed entry, by index."""
     contents: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     """Of each applied entry: term, type, checksum."""
+    before: dict[tuple[int, int], int] = field(default_factory=dict)
+    """The term of the entry before one, by that one's index and term."""
     revisions: dict[int, int] = field(default_factory=dict)
     """After each applied entry, as far as it was looked at."""
     records: dict[bytes, bytes] = field(default_factory=dict)
@@ -128,6 +130,9 @@ class Ledger:
                 f"{member} forgot entries: it acknowledged {promised.acked_index} in term"
                 f" {promised.acked_term}, its log ends at {raft.log.last_index()}"
             )
+        log = raft.log
+        entries = log.entries_from(log.first_index(), NO_LIMIT)
+        self._match(f"{member} starts with", log.term(Index(log.first_index() - 1)), entries)
         voted = self.book.votes.get((raft.id, raft.term))
         if voted is not None and raft.vote != voted:
             self.complain(f"{member} forgot its vote for {voted:x} in term {raft.term}")
@@ -137,7 +142,9 @@ class Ledger:
     def sent(self, message: Message) -> None:
         """Everything that leaves a member."""
         kind = message.type
-        if kind is MsgType.APP_RESP and not message.reject:
+        if kind is MsgType.APP:
+            self._match(f"{message.from_:x} sends", message.log_term, message.entries)
+        elif kind is MsgType.APP_RESP and not message.reject:
             promised = self._promises.setdefault(message.from_, Promises())
             promised.term = max(promised.term, message.term)
             if message.term > promised.acked_term:
@@ -147,6 +154,20 @@ class Ledger:
             promised = self._promises.setdefault(message.from_, Promises())
             promised.term = max(promised.term, message.term)
             self._vote(message.from_, message.term, message.to)
+
+    def _match(self, who: str, term_before: int | None, entries: Iterable[Entry]) -> None:
+        """Log matching: wherever an entry of some index and term is, the one before it is the
+        same."""
+        before = self.book.before
+        for entry in entries:
+            known = before.setdefault((entry.index, entry.term), term_before or 0)
+            if term_before is not None and known != term_before:
+                self.complain(
+                    f"{who} {entry.term}/{entry.index} after term {term_before}, elsewhere it"
+                    f" comes after term {known}"
+                )
+                return
+            term_before = entry.term
 
     def _vote(self, member: MemberID, term: int, candidate: MemberID) -> None:
         """Election safety: one vote a term."""

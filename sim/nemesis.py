@@ -133,6 +133,9 @@ class Nemesis:
         if (new is None or new is old) and world.now < deadline and not self.stopped:
             world.after(0.01, self._await_usurper, old, cuts, deadline)
             return
+        if self._random.random() < 0.4:  # for a while there are two that think they lead
+            world.after(self._random.uniform(0.1, 1.0), self._heal, cuts)
+            return
         self._heal(cuts)
         if self.stopped or new is None or new is old:
             return
@@ -184,7 +187,7 @@ class Nemesis:
         return " ".join(sorted(f"{names.get(a)}>{names.get(b)}" for a, b in cuts))
 
     def _heal(self, cuts: set[tuple[MemberID, MemberID]]) -> None:
-        self._cluster.network.cuts -= cuts
+        self._cluster.network.join(cuts)
         self._cluster.trace("the partition heals")
 
     def _slow_link(self) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CHUNK_TIME: Final = 0.004
 """Seconds that a piece of a snapshot travels."""
+MOST_HELD: Final = 100
+"""Messages that wait for a link."""
 SILENCE: Final = 5.0
 """Seconds without a message after which a peer counts as not connected."""
 
@@ -40,6 +42,8 @@ class Weather:
     repeats: float = 0.0
     in_order: bool = True
     """As over one connection; else each message goes its own way."""
+    holds: bool = False
+    """What is sent into a cut arrives when it heals, as what TCP sends again; else it is lost."""
 
 
 @dataclass(slots=True)
@@ -50,6 +54,7 @@ class Link:
     last_arrival: float = 0.0
     heard: float | None = None
     heard_since: float | None = None
+    held: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -80,8 +85,18 @@ class Network:
         targets = list(targets)
         self.cuts |= {(a, b) for a in sources for b in targets if a != b}
 
+    def join(self, cuts: Iterable[tuple[MemberID, MemberID]]) -> None:
+        """Let everything through again that some cuts had stopped."""
+        for source, target in sorted(cuts):
+            self.cuts.discard((source, target))
+            link = self.link(source, target)
+            for data in link.held:
+                delay = self.delay(source, target)
+                self.world.after(delay, self._arrive, source, target, data)
+            link.held.clear()
+
     def heal(self) -> None:
-        self.cuts.clear()
+        self.join(self.cuts)
         for link in self.links.values():
             link.extra_delay = 0.0
 
@@ -120,9 +135,15 @@ class Network:
         """
         self.sent += 1
         weather, random = self.weather, self.random
-        if not self.reaches(source, target) or random.random() < weather.loss:
+        if not self.reaches(source, target):
+            held = self.link(source, target).held
+            if weather.holds and len(held) < MOST_HELD:
+                held.append(data)
             self.lost += 1
-            return self.reaches(source, target)
+            return False
+        if random.random() < weather.loss:
+            self.lost += 1
+            return True
         for _ in range(2 if random.random() < weather.repeats and not once else 1):
             delay = self.delay(source, target)
             self.world.after(delay, self._arrive, source, target, data)

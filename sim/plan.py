@@ -108,6 +108,7 @@ def _weather(random: Random) -> Weather:
         loss=random.choice([0.0, 0.0, 0.01, 0.05]),
         repeats=random.choice([0.0, 0.0, 0.02]),
         in_order=random.random() < 0.6,
+        holds=random.random() < 0.5,
     )
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import lmdb
 
+from kvorum.api import watch
 from kvorum.backend import worker
 from kvorum.server import diskthread, kernelsync
 from kvorum.wal import WAL, log
@@ -33,6 +34,8 @@ from sim.world import World
 SEGMENT_SIZE: Final = 48 * 1024
 """Of the log: small enough that every run cuts and purges segments."""
 
+BACKLOG: Final = 2000
+"""Unread bytes of a watch stream from which on its watches wait: so that slow clients are met."""
 _REAL: Final = ("kvorum.testing", "kvorum.h2", "kvorum.log", "kvorum.logsink", "kvorum.cli")
 """Modules that are none of a member's, or that look at the real machine to no effect."""
 
@@ -54,6 +57,8 @@ def simulated(world: World) -> Iterator[System]:
             names["open"] = system.open_file  # hides the builtin
         for defaults in segment_sizes:
             defaults["segment_size"] = SEGMENT_SIZE
+        undo.append((vars(watch), "BACKLOG", watch.BACKLOG))
+        vars(watch)["BACKLOG"] = BACKLOG
         yield system
     finally:
         for defaults in segment_sizes:
@@ -159,8 +164,9 @@ def _kernel_syncs(world: World, system: System) -> type:
             self._kernel = Blocking(process, process.sync_cost)
 
         @classmethod
-        def open(cls, loop: object) -> KernelSync:
-            return cls()
+        def open(cls, loop: object) -> KernelSync | None:
+            """Not every machine has it."""
+            return cls() if _current(world).random.random() < 0.7 else None
 
         def start(self, fd: int, done: Callable[[OSError | None], None]) -> None:
             self._kernel.submit(lambda: system.os.fdatasync(fd), done)

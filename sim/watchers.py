@@ -29,7 +29,7 @@ class Watcher:
         self._end = end
         self._prev = prev
         self._call: ClientCall | None = None
-        self._read_time = caller.random.choice([0.0, 0.0, 0.02])
+        self._read_time = caller.random.choice([0.0, 0.0, 0.03])
         self._parts: list[Event] = []
 
     def start(self) -> None:
@@ -61,6 +61,8 @@ class Watcher:
             self._caller.world.after(RETRY, self._lost, watch, Outcome(LOST))
         else:
             self._call.send(pb.WatchRequest(create_request=create).SerializeToString())
+            if self._caller.random.random() < 0.3:
+                self._call.send(PROGRESS)
 
     def _take(self, watch: Watch, message: bytes) -> None:
         made = pb.WatchResponse.FromString(message)
