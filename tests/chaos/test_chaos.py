@@ -1,0 +1,64 @@
+"""Three members, and everything that can happen to them, under the eyes of the checkers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import uvloop
+from chaos.cluster import Cluster
+from chaos.nemesis import NETWORK, PROCESSES, Nemesis
+from chaos.network import Network, why_not
+from chaos.run import Run
+from support.need import need
+from support.seeds import fresh_seed
+
+SECONDS = 40.0
+ROUND = 40.0
+FLAGS = ("--snapshot-count=200", "--snapshot-catchup-entries=50")
+
+
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    return pytestconfig.getoption("chaos_seed") or fresh_seed()
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    need(not why_not(), why_not())
+    made = Network(3)
+    yield made
+    made.close()
+
+
+@pytest.mark.timeout(100_000)
+def test_chaos(
+    tmp_path: Path, kvorum: Path, network: Network, seed: int, pytestconfig: pytest.Config
+) -> None:
+    seconds = pytestconfig.getoption("chaos_seconds") or SECONDS
+    print(f"--chaos-seed {seed} --chaos-seconds {seconds}")
+    uvloop.run(chaos(tmp_path, kvorum, network, seed, seconds))
+
+
+async def chaos(
+    folder: Path, kvorum: Path, network: Network, seed: int, seconds: float
+) -> None:
+    cluster = Cluster(folder, dict.fromkeys("abc", kvorum), network, FLAGS)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    try:
+        await cluster.start()
+        run = Run(cluster, seed)
+        nemesis = Nemesis(cluster, Random(seed), PROCESSES | NETWORK)
+        while loop.time() < end:
+            report = await run.disturbed(nemesis, min(ROUND, end - loop.time()))
+            print(report)
+            print(report.failures)
+            for each in report.returns:
+                print(each)
+            assert not report.wrong, "\n".join([*report.wrong, *nemesis.story])
+    finally:
+        await cluster.close()

@@ -1,0 +1,40 @@
+"""What is looked at when everything has healed and all is quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chaos.clients import Records
+from chaos.watchers import Watcher
+
+from kvorum.testing.kvmodel import State
+from kvorum.testing.linearizability import Undecided, check
+from kvorum.testing.watch_guarantees import check_watches
+
+
+def verdict(
+    records: Records, watchers: Sequence[Watcher], initial: State, revision: int
+) -> list[str]:
+    """What is wrong with what clients and watchers were told, up to a revision that all watchers
+    have had the time to reach."""
+    watches = [watch for watcher in watchers for watch in watcher.watches]
+    events = [event for watch in watches for event in watch.events()]
+    try:
+        judged = check(records.operations, initial=initial, events=events)
+    except Undecided as error:
+        return [f"the history could not be judged: {error}"]
+    if not judged.ok:
+        return [judged.explanation]
+    found = [str(each) for each in check_watches(watches, judged.events)]
+    for watcher in watchers:
+        reached = watcher.reached()
+        missing = [
+            event
+            for at, made in judged.events.items()
+            if reached < at <= revision
+            for event in made
+            if watcher.current.wants(event)
+        ]
+        if missing:
+            found.append(f"{watcher.name} stands at {reached}, and missed {missing[0]}")
+    return found
