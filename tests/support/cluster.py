@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from support.wire import Wire, WireTransport
+from support.wire_http import WireHttp
 
 from kvorum.config import ServerConfig, make, parse_urls
 from kvorum.errors import EtcdError
@@ -63,6 +64,7 @@ class Node:
         self.name = config.name
         self._wire = wire
         self._server: Server | None = None
+        self.http: Any = Nobody()
 
     @property
     def server(self) -> Server:
@@ -79,12 +81,14 @@ class Node:
 
     async def start(self) -> Node:
         loop = asyncio.get_running_loop()
-        booted = await bootstrap(self.config, loop, Nobody())  # type: ignore[arg-type]
+        booted = await bootstrap(self.config, loop, self.http)
 
         def connect(host: Host) -> WireTransport:
             return WireTransport(self._wire, booted.member, host)
 
-        self._server = Server(self.config, Telemetry(), booted, make_transport=connect)
+        self._server = Server(
+            self.config, Telemetry(), booted, make_transport=connect, http=self.http
+        )
         self._server.start()
         return self
 
@@ -155,7 +159,19 @@ class TestCluster:
             "heartbeat_interval": 20,
             "election_timeout": 200,
         }
-        return Node(make(**(defaults | self._settings | settings)), self.wire)
+        node = Node(make(**(defaults | self._settings | settings)), self.wire)
+        node.http = WireHttp(self, name)
+        return node
+
+    async def join(self, name: str) -> Node:
+        """Start a member that was added to the running cluster under the URL `peer_of` gives."""
+        names = [node.name for node in self.running]
+        self.nodes[name] = self._node(name, [*names, name], initial_cluster_state="existing")
+        return await self.nodes[name].start()
+
+    def peer_of(self, name: str) -> str:
+        """The peer URL of a member that is there, or is to come."""
+        return self.peers.setdefault(name, f"http://127.0.0.1:{1 + len(self.peers)}")
 
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]
