@@ -32,6 +32,7 @@ from kvorum.raft.types import (
     SnapshotMetadata,
 )
 from kvorum.server.alone import Alone
+from kvorum.server.logwriter import LogWriter
 from kvorum.server.proposer import Proposer
 from kvorum.server.raftnode import RaftNode
 from kvorum.server.reads import ReadGate
@@ -180,7 +181,12 @@ class Bench:
             node=self.node,
             storage=self.storage,
             wal=self.log,  # type: ignore[arg-type]
-            disk=self.disk,  # type: ignore[arg-type]
+            writer=LogWriter(
+                self.log,  # type: ignore[arg-type]
+                self.disk,
+                kernel=None,
+                loop=self.loop,  # type: ignore[arg-type]
+            ),
             applier=self.applier,  # type: ignore[arg-type]
             proposer=self.proposer,
             reads=self.reads,

@@ -1,9 +1,9 @@
 """Drives consensus: takes batches in, has them logged, hands out what was committed.
 
 One turn of the write path: `Proposer` wakes this driver; the batch goes into the raft state
-machine; the entries leave for the other members, and go to the log's thread; when a majority has
-them on disk they are committed; committed entries are applied and answered. While one fsync runs,
-the next batch gathers, and it is on its way to the disk before the first is applied.
+machine; the entries leave for the other members, and go to the log; when a majority has them on
+disk they are committed; committed entries are applied and answered. While one fsync runs, the next
+batch gathers, and it is on its way to the disk before the first is applied.
 
 What the other members send gathers in the same way: all that came in one turn of the loop goes
 into the state machine before anything is asked of it, so that it is answered as one.
@@ -15,7 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Final, Protocol
+from typing import Protocol
 
 from kvorum import failpoint
 from kvorum.log import get_logger
@@ -38,16 +38,13 @@ from kvorum.raft.types import (
     StateType,
 )
 from kvorum.server.applier import Applier
-from kvorum.server.diskthread import Disk
 from kvorum.server.intake import Intake
+from kvorum.server.logwriter import LogWriter
 from kvorum.server.outbox import condense
 from kvorum.server.proposer import Caller, Proposer
 from kvorum.server.reads import ReadGate
 from kvorum.types import Index, MemberID, Term
 from kvorum.wal import WAL, SnapshotRecord, WriteBatch, WriteTimes
-
-QUICK_SYNC: Final = 0.001
-"""Seconds that a sync may take for the next one to be done on the loop."""
 
 lg = get_logger()
 
@@ -81,7 +78,7 @@ class RaftNode:
         node: RawNode,
         storage: MemoryStorage,
         wal: WAL,
-        disk: Disk,
+        writer: LogWriter,
         applier: Applier,
         proposer: Proposer,
         reads: ReadGate,
@@ -98,7 +95,7 @@ class RaftNode:
         self._node = node
         self._storage = storage
         self._wal = wal
-        self._disk = disk
+        self._writer = writer
         self._applier = applier
         self._observer = observer
         self._loop = loop
@@ -106,7 +103,6 @@ class RaftNode:
         self._reads = reads
         self._woken = False
         self._writing = 0
-        self._quick = False
         self._unlogged: HardState | None = None  # a commit index that waits for the next write
         self._logged_vote = node.basic_status().hard_state[:2]
         self._stopped = False
@@ -300,13 +296,11 @@ class RaftNode:
         if failpoint.active:
             failpoint.hit("raftBeforeSave")
         batch = self._encode(message.entries)
-        if len(message.entries) == 1 and self._quick and self._disk.idle and self._is_alone():
-            self._finish_write(message, batch, self._wal.write(batch))
+        if len(message.entries) == 1 and self._writer.quick and self._is_alone():
+            self._finish_write(message, batch, self._writer.write_here(batch))
             return
         self._writing += 1
-        self._disk.submit(
-            lambda: self._wal.write(batch), lambda result: self._logged(message, batch, result)
-        )
+        self._writer.write(batch, lambda result: self._logged(message, batch, result))
 
     def _voted(self) -> bool:
         """Whether the state that waits to be logged has another term or vote."""
@@ -335,15 +329,14 @@ class RaftNode:
             return self._wal.write_all((record, batch))
 
         self._writing += 1
-        self._disk.submit(write, lambda result: self._logged(message, batch, result))
+        self._writer.submit(write, lambda result: self._logged(message, batch, result))
 
     def _is_alone(self) -> bool:
         """Whether nobody depends on this member's heartbeats.
 
-        Then a single entry may be written right here: to one client that waits for each answer,
-        two changes of thread cost as much as the sync itself. While it runs nothing else is
-        served, so it is done only as long as syncs are quick, and what arrives meanwhile makes a
-        larger batch, which goes to the thread.
+        Then a single entry may be written and synced right here, which answers a client that
+        waits for each answer the soonest. While it runs nothing else is served, so it is done only
+        as long as syncs are quick, and what arrives meanwhile makes a larger batch.
         """
         state = self._applier.conf_state
         return state.voters == (self._id,) and not state.learners
@@ -352,7 +345,7 @@ class RaftNode:
         """Have the commit index logged that waits for a next write, without an fsync."""
         if self._unlogged is not None:
             batch = self._encode([])
-            self._disk.submit(lambda: self._wal.write(batch), self._state_logged)
+            self._writer.write(batch, self._state_logged)
 
     def _state_logged(self, result: object) -> None:
         if isinstance(result, BaseException):
@@ -361,7 +354,7 @@ class RaftNode:
     def _logged(
         self, message: Message, batch: WriteBatch, result: WriteTimes | BaseException
     ) -> None:
-        """The log's thread has written and synced what ``message`` asked for."""
+        """What ``message`` asked for is written and synced, or could not be."""
         if self._stopped:
             return
         if isinstance(result, BaseException):
@@ -379,7 +372,6 @@ class RaftNode:
         """Tell the state machine, and those who wait, that what it asked for is on disk."""
         if failpoint.active:
             failpoint.hit("raftAfterSave")
-        self._quick = times.sync < QUICK_SYNC
         self._observer.logged(times, batch.size)
         if message.snapshot is not None:
             self._begin_install(message.snapshot)

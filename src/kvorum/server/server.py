@@ -45,6 +45,8 @@ from kvorum.server.header import HeaderWriter
 from kvorum.server.heartbeats import HeartbeatWatch
 from kvorum.server.host import PeerHost
 from kvorum.server.install import SnapshotInstaller
+from kvorum.server.kernelsync import KernelSync
+from kvorum.server.logwriter import LogWriter
 from kvorum.server.meta import (
     read_applied,
     write_applied,
@@ -101,7 +103,7 @@ class Server:
 
         Args:
             make_transport: how it speaks with other members; without, it speaks with nobody.
-            disk: the thread that writes the log.
+            disk: the thread for what blocks on the log's files.
             chance: spreads elections.
             unix_time: seconds since 1970.
             http: how it asks other members; without, by a client of its own.
@@ -115,7 +117,12 @@ class Server:
         self.ready = asyncio.Event()
         self.failure: asyncio.Future[BaseException] = self.loop.create_future()
         self._wal = booted.wal
-        self._disk = disk or DiskThread("kvorum-wal", self.loop)
+        self._disk = LogWriter(
+            booted.wal,
+            disk or DiskThread("kvorum-wal", self.loop),
+            kernel=None if config.unsafe_no_fsync else KernelSync.open(self.loop),
+            loop=self.loop,
+        )
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._frozen = (Index(0), Term(0), ConfState())
@@ -225,7 +232,7 @@ class Server:
             node=node,
             storage=booted.storage,
             wal=booted.wal,
-            disk=self._disk,
+            writer=self._disk,
             applier=self.applier,
             proposer=self.proposer,
             reads=self.reads,

@@ -1,12 +1,19 @@
 """The write-ahead log: what a member has promised, on disk before it promises it.
 
-Encoding and writing are apart. The event loop encodes, in the order things happen; one thread
-writes the batches, in the order they were encoded::
+Encoding and writing are apart. The event loop encodes, in the order things happen; the batches are
+written in the order they were encoded, one after the other, by whatever thread::
 
     batch = log.encode(hard_state, entries)     # on the loop, a microsecond an entry
     written, synced = log.write(batch)          # in the log's thread
 
-Nothing may be answered, nor any message sent, that depends on a batch before ``write`` returned.
+or, where somebody else can sync a file::
+
+    fd = log.begin(batch)
+    ...                                         # fdatasync(fd) took that many seconds, or failed
+    written, synced = log.finish(seconds, None)
+
+Nothing may be answered, nor any message sent, that depends on a batch before ``write``, or
+``finish``, returned.
 """
 
 from __future__ import annotations
@@ -72,7 +79,7 @@ class Segment:
 class WAL:
     """A log open for appending, or, between `open` and `read_all`, for reading.
 
-    ``encode*`` belong to one thread, ``write*`` and ``sync`` to one other; `release_to` and
+    ``encode*`` belong to one thread, all that writes to one other at a time; `release_to` and
     `purge` may be called from any. ``unsafe_no_fsync`` gives up all promises, for tests.
     """
 
@@ -226,6 +233,43 @@ class WAL:
             raise self._fail(error) from error
         return WriteTimes(self._write_seconds, self._sync_seconds)
 
+    def begin(self, batch: WriteBatch) -> int:
+        """The first half of `write`, for a batch that must be synced and does not cut: its bytes
+        go into the file. Returns the descriptor to be synced; then `finish` must come next.
+
+        Raises `WriteFailed`, as `write_all` does.
+        """
+        if self.failed is not None:
+            raise self.failed
+        self._write_seconds = self._sync_seconds = 0.0
+        try:
+            assert batch.sync, "nothing is to be synced"
+            assert batch.cut is None, "a cut takes more than one sync"
+            self._take(batch)
+            if failpoint.active:
+                failpoint.hit("walBeforeSync")
+            self._flush()
+        except Exception as error:
+            raise self._fail(error) from error
+        return self._segments[-1].fd
+
+    def finish(self, seconds: float, error: OSError | None) -> WriteTimes:
+        """The second half: the sync took so many seconds, or failed with ``error``.
+
+        Raises `WriteFailed`, as `write_all` does.
+        """
+        if self.failed is not None:
+            raise self.failed
+        try:
+            if error is not None:
+                raise error
+            self._count_sync(seconds)
+            if failpoint.active:
+                failpoint.hit("walAfterSync")
+        except Exception as failure:
+            raise self._fail(failure) from failure
+        return WriteTimes(self._write_seconds, self._sync_seconds)
+
     def sync(self) -> WriteTimes:
         """Put on disk what was kept back."""
         if self.failed is not None:
@@ -282,9 +326,7 @@ class WAL:
     def _write_batches(self, batches: Iterable[WriteBatch]) -> None:
         must_sync = False
         for batch in batches:
-            place = (self._segments[-1].name.sequence, self._offset + self._pending_size)
-            assert (batch.sequence, batch.offset) == place, "batches are written out of order"
-            self._keep_back(batch.chunks, batch.size)
+            self._take(batch)
             must_sync = must_sync or batch.sync
             if batch.cut is not None:
                 self._cut(batch.cut)
@@ -297,6 +339,11 @@ class WAL:
                 failpoint.hit("walAfterSync")
         elif self._pending_size > DEFER_LIMIT:
             self._flush()
+
+    def _take(self, batch: WriteBatch) -> None:
+        place = (self._segments[-1].name.sequence, self._offset + self._pending_size)
+        assert (batch.sequence, batch.offset) == place, "batches are written out of order"
+        self._keep_back(batch.chunks, batch.size)
 
     def _keep_back(self, chunks: list[bytes], size: int) -> None:
         self._pending.extend(chunks)
@@ -349,7 +396,9 @@ class WAL:
             return
         started = time.perf_counter()
         sync_data(segment.fd)
-        took = time.perf_counter() - started
+        self._count_sync(time.perf_counter() - started)
+
+    def _count_sync(self, took: float) -> None:
         self._sync_seconds += took
         if took > SLOW_SYNC:
             expected = timedelta(seconds=SLOW_SYNC)
