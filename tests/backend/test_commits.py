@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,9 +13,17 @@ import lmdb
 import pytest
 
 from kvorum import failpoint
-from kvorum.backend import Backend, BackendError, Bucket, CommitError, ViewLostError
+from kvorum.backend import (
+    Backend,
+    BackendError,
+    Bucket,
+    CommitError,
+    OpenError,
+    ViewLostError,
+)
 from kvorum.backend.committer import Batches
 from kvorum.backend.database import Database, Sizes
+from kvorum.backend.foreign import foreign_view
 
 Scenario = Callable[[Backend], Coroutine[Any, Any, None]]
 
@@ -484,3 +493,54 @@ def test_a_chunk_of_long_values_is_a_short_one(tmp_path: Path) -> None:
         assert max(map(len, chunks)) > 90
 
     run(tmp_path, scenario)
+
+
+_READER = """
+import sys
+from pathlib import Path
+from kvorum.backend.foreign import foreign_view
+with foreign_view(Path(sys.argv[1]), int(sys.argv[2])) as view:
+    for _ in range(2):
+        print(len(list(view.items("meta"))), flush=True)
+        sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["asked", "killed"])
+def test_another_process_reads_beside(tmp_path: Path, end: str) -> None:
+    """It sees one moment; when it is gone, however it went, its pages are free."""
+
+    async def scenario(backend: Backend) -> None:
+        for i in range(3):
+            backend.put("meta", b"%d" % i, b"v")
+        await backend.commit()
+        arguments = (str(backend.path), str(backend.database.map_size))
+        reader = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _READER, *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert reader.stdout is not None
+        assert reader.stdin is not None
+        assert await reader.stdout.readline() == b"3\n"
+        own = backend.database.env.readers().count("\n") - 1
+        backend.put("meta", b"4", b"v")
+        await backend.commit()
+        reader.stdin.write(b"\n")
+        assert await reader.stdout.readline() == b"3\n"
+        if end == "killed":
+            reader.kill()
+        else:
+            reader.stdin.write(b"\n")
+        await reader.wait()
+        backend.forget_dead_readers()
+        assert backend.database.env.readers().count("\n") - 1 == own - 1
+
+    run(tmp_path, scenario)
+
+
+def test_what_is_no_database_is_not_read_beside(tmp_path: Path) -> None:
+    path = tmp_path / "kvorum.mdb"
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(OpenError, match="cannot read the database"), foreign_view(path, 1 << 20):
+        pass

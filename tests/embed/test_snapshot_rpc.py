@@ -126,9 +126,9 @@ async def test_a_client_that_does_not_read_costs_little(tmp_path: Path) -> None:
     calls: list[Call] = []
 
     class Watched(snapshot_module._Outlet):
-        def __init__(self, call: Call) -> None:
+        def __init__(self, call: Call, *others: Any) -> None:
             calls.append(call)
-            super().__init__(call)
+            super().__init__(call, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshot_module, "_Outlet", Watched)

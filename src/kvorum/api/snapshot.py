@@ -10,6 +10,7 @@ from typing import Final
 
 from kvorum import errors
 from kvorum.api.unary import one_request
+from kvorum.backend import Backend
 from kvorum.errors import Code
 from kvorum.h2 import Call, Method
 from kvorum.log import get_logger
@@ -62,16 +63,15 @@ class SnapshotService:
     async def _send(self, call: Call) -> None:
         server = self._server
         started = server.now()
-        digest = hashlib.sha256()
-        async with open_database(server.backend, see=digest.update) as database:
-            version = read_storage_version(database.view)
+        async with open_database(server.backend) as database:
+            version = read_storage_version(database.small)
             fields = {
                 "total_bytes": database.size,
                 "size": humane_size(database.size),
                 "storage_version": version,
             }
             lg.info("sending database snapshot to client", **fields)
-            if not await _send_file(_Outlet(call), database, digest, version):
+            if not await _Outlet(call, server.backend, version).send_file(database):
                 call.fail(Code.ABORTED, f"snapshot: nothing was taken for {STALL:.0f} seconds")
                 return
         took = timedelta(seconds=server.now() - started)
@@ -80,15 +80,36 @@ class SnapshotService:
 
 
 class _Outlet:
-    """A call that is sent no more than its client takes."""
+    """A call that is sent a file, and no more than its client takes."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, backend: Backend, version: str) -> None:
         self._call = call
+        self._backend = backend
+        self._version = version
         self._taken = asyncio.Event()
         call.on_writable = self._taken.set
 
-    async def send(self, response: pb.SnapshotResponse) -> bool:
-        """False: its client has taken nothing for too long."""
+    async def send_file(self, database: OpenDatabase) -> bool:
+        """Send it in blocks, each with what is still to come, and then its SHA-256. False: the
+        client has taken nothing for too long."""
+        digest = hashlib.sha256()
+        remaining = database.size
+        async for blocks in _blocks(database.chunks):
+            await self._backend.in_thread(lambda blocks=blocks: _update(digest, blocks))  # type: ignore[misc]
+            for block in blocks:
+                remaining -= len(block)
+                if not await self._send(remaining, block):
+                    return False
+        assert remaining == 0, f"{remaining} bytes of {database.size} were never sent"
+        lg.info(
+            "sending database sha256 checksum to client",
+            total_bytes=database.size,
+            checksum_size=digest.digest_size,
+        )
+        return await self._send(0, digest.digest())
+
+    async def _send(self, remaining: int, blob: bytes) -> bool:
+        response = pb.SnapshotResponse(remaining_bytes=remaining, blob=blob, version=self._version)
         self._taken.clear()
         self._call.send(response.SerializeToString())
         if self._call.backlog < BACKLOG:
@@ -101,37 +122,18 @@ class _Outlet:
         return True
 
 
-async def _send_file(
-    outlet: _Outlet, database: OpenDatabase, digest: hashlib._Hash, version: str
-) -> bool:
-    """The file in blocks, each with what is still to come, and then the digest, which has seen all
-    of it by then. False: the client has stalled."""
-    remaining = database.size
-    async for block in _blocks(database.chunks):
-        remaining -= len(block)
-        if not await outlet.send(_response(remaining, block, version)):
-            return False
-    assert remaining == 0, f"{remaining} bytes of {database.size} were never sent"
-    lg.info(
-        "sending database sha256 checksum to client",
-        total_bytes=database.size,
-        checksum_size=digest.digest_size,
-    )
-    return await outlet.send(_response(0, digest.digest(), version))
+def _update(digest: hashlib._Hash, blocks: list[bytes]) -> None:
+    for block in blocks:
+        digest.update(block)
 
 
-def _response(remaining: int, blob: bytes, version: str) -> pb.SnapshotResponse:
-    return pb.SnapshotResponse(remaining_bytes=remaining, blob=blob, version=version)
-
-
-async def _blocks(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of `BLOCK`; the last may be shorter."""
+async def _blocks(pieces: AsyncIterable[bytes]) -> AsyncIterator[list[bytes]]:
+    """The same bytes in pieces of `BLOCK`, some at a time; the last may be shorter."""
     rest = b""
     async for piece in pieces:
         data = rest + piece
         whole = len(data) // BLOCK * BLOCK
-        for start in range(0, whole, BLOCK):
-            yield data[start : start + BLOCK]
+        yield [data[start : start + BLOCK] for start in range(0, whole, BLOCK)]
         rest = data[whole:]
     if rest:
-        yield rest
+        yield [rest]

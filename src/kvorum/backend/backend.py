@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -279,6 +280,19 @@ class Backend:
     def failed(self, error: CommitError) -> None:
         """For the committer: what is not committed stays readable, and that is all."""
         self.on_fatal(error)
+
+    # Other processes that read the file
+
+    @asynccontextmanager
+    async def staying(self) -> AsyncIterator[None]:
+        """Meanwhile the file at `path` is the one in use, so that who opens it there opens that."""
+        async with self._swapping:
+            yield
+
+    def forget_dead_readers(self) -> None:
+        """A process that read the file has ended, perhaps without letting go of its view."""
+        if not self._closed:
+            self.database.env.reader_check()
 
     # Replacing the file
 

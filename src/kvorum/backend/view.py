@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
+from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import lmdb
 
 from kvorum.backend.bucket import PREFIX, Bucket, Item, loaded_item, loaded_items, stored_key
-from kvorum.backend.database import Database
 from kvorum.backend.errors import BackendError, ViewLostError
 
 CHUNK: Final = 128
@@ -66,6 +66,20 @@ def _take_bounded(items: Iterator[Item], size: int) -> list[Item]:
     return chunk
 
 
+class Viewed(Protocol):
+    """What a view is of: a `Database`, or one that another process has open."""
+
+    path: Path
+    env: lmdb.Environment
+    dbs: dict[Bucket, lmdb._Database]
+
+    def enter(self, view: ReadView) -> None: ...
+
+    def leave(self, view: ReadView) -> None: ...
+
+    def release_memory(self) -> None: ...
+
+
 class ReadView:
     """One LMDB read transaction. Read by one thread at a time, and closed in the end, by any thread
     and at any time: while it is open no page that it sees is used again, and the file grows.
@@ -75,7 +89,7 @@ class ReadView:
     work, it does the closing after its piece.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Viewed) -> None:
         self._database = database
         self._lock = Lock()
         self._closing = False

@@ -1,63 +1,73 @@
 """The database as a file of etcd's, given out while the member goes on.
 
-The file is made from a view of what is committed at one moment, in a thread and piece by piece as
-the pieces are asked for; there is no copy on disk. As long as the view is open LMDB uses no page
-again that it sees: each commit then lengthens the file by what it frees, some 100 KB, so about a
-megabyte for each second under load. That is nothing for the seconds which a reader that keeps up
-needs. For one that does not, the rest is written to a nameless file, and the view is let go.
+The file is made from a view of what is committed at one moment, piece by piece as the pieces are
+asked for; there is no copy on disk. As long as the view is open LMDB uses no page again that it
+sees: each commit then lengthens the file by what it frees, some 100 KB, so about a megabyte for
+each second under load. That is nothing for the seconds which a reader that keeps up needs. For one
+that does not, the rest is written to a nameless file, and the view is let go.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO, Any, Final, TypeVar
 
-from kvorum.backend import Backend, ReadView, ViewLostError
+from kvorum.backend import Backend
 from kvorum.log import get_logger
+from kvorum.server.dbsources import PIECE, Source, open_source
 from kvorum.server.meta import read_applied
-from kvorum.snap import BoltExport
+from kvorum.snap.aside import Small
 from kvorum.types import Index, Term
 
 PATIENCE: Final = 30.0
 """Seconds that a reader is given,"""
 EXPECTED_SPEED: Final = 32 << 20
 """and the bytes a second at which it has to read, for the view to stay open."""
-PIECE: Final = 256 << 10
 
 T = TypeVar("T")
-See = Callable[[bytes], object]
 
 lg = get_logger()
 
 
-def _nothing(_: bytes) -> None: ...
+class SmallBuckets:
+    """What the database says about itself and its members; read as from a backend."""
+
+    def __init__(self, content: Small) -> None:
+        self._content = content
+
+    def get(self, bucket: str, key: bytes) -> bytes | None:
+        return self._content[bucket].get(key)
+
+    def range(self, bucket: str, lo: bytes, hi: bytes | None) -> Iterable[tuple[bytes, bytes]]:
+        """Pairs with lo <= key < hi (None: to the end), in order."""
+        items = sorted(self._content[bucket].items())
+        return [item for item in items if item[0] >= lo and (hi is None or item[0] < hi)]
 
 
 @dataclass(frozen=True, slots=True)
 class OpenDatabase:
     """The bolt file of what was committed at one moment.
 
-    ``size`` in bytes; ``index`` and ``term`` of the last entry whose result it holds; ``view`` is
-    what it is made from, to be asked at once and not later; ``chunks`` is the file, once.
+    ``size`` in bytes; ``index`` and ``term`` of the last entry whose result it holds; ``small`` is
+    the content of its small buckets; ``chunks`` is the file, once.
     """
 
     size: int
     index: Index
     term: Term
-    view: ReadView
+    small: SmallBuckets
     chunks: AsyncIterator[bytes]
 
 
 @asynccontextmanager
 async def open_database(
-    backend: Backend, *, patience: float = PATIENCE, see: See = _nothing
+    backend: Backend, *, patience: float = PATIENCE
 ) -> AsyncIterator[OpenDatabase]:
-    """Everything that is applied by now, as a file that bbolt opens. ``see`` is called with each
-    piece in the thread that makes it.
+    """Everything that is applied by now, as a file that bbolt opens.
 
     Leaving the block ends it, read to the end or not. Memory: a few pieces of 256 KiB, or of the
     length of the longest value.
@@ -68,43 +78,27 @@ async def open_database(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    view, export = await _planned(backend)
-    source = _Source(backend, view, export, see)
-    allowed = patience + export.size / EXPECTED_SPEED
-    timer = loop.call_later(allowed, source.detach)
+    source = await open_source(backend)
+    stream = _Stream(backend, source)
+    allowed = patience + source.size / EXPECTED_SPEED
+    timer = loop.call_later(allowed, stream.detach)
     try:
-        index, term = read_applied(view)
-        yield OpenDatabase(export.size, index, term, view, source.chunks())
+        small = SmallBuckets(source.small)
+        index, term = read_applied(small)
+        yield OpenDatabase(source.size, index, term, small, stream.chunks())
     finally:
         timer.cancel()
-        source.close()
+        await stream.close()
         backend.observe("snapshot", loop.time() - started)
 
 
-async def _planned(backend: Backend) -> tuple[ReadView, BoltExport]:
-    """A view of all that was written, and its layout as a file."""
-    while True:
-        await backend.commit()
-        view = backend.read_view()
-        try:
-            return view, await backend.in_thread(lambda view=view: BoltExport(view))  # type: ignore[misc]
-        except ViewLostError:
-            view.close()  # the file had to grow, which it does by doubling
-        except BaseException:
-            view.close()
-            raise
+class _Stream:
+    """The pieces of a source or, once it is detached, of a file. One is made while the one before
+    is on its way."""
 
-
-class _Source:
-    """Gives the file's pieces one by one: made from the view or, once detached, out of a file. One
-    is made while the one before is on its way."""
-
-    def __init__(self, backend: Backend, view: ReadView, export: BoltExport, see: See) -> None:
+    def __init__(self, backend: Backend, source: Source) -> None:
         self._backend = backend
-        self._view = view
-        self._pieces = export.pieces()
-        self._size = export.size
-        self._see = see
+        self._source = source
         self._loop = asyncio.get_running_loop()
         self._busy = asyncio.Lock()
         self._rest: IO[bytes] | None = None
@@ -122,16 +116,38 @@ class _Source:
         async with self._busy:
             if self._failure is not None:
                 raise self._failure
-            return await self._backend.in_thread(self._take)
-
-    def _take(self) -> bytes:
-        piece = next(self._pieces, b"") if self._rest is None else self._rest.read(PIECE)
-        self._see(piece)
-        return piece
+            rest = self._rest
+            if rest is not None:
+                return await self._backend.in_thread(lambda: rest.read(PIECE))
+            return await self._source.next()
 
     def detach(self) -> None:
-        """Let the view go, however much of it is still to be read."""
+        """Let the database go, however much of it is still to be read."""
         self._task(self._detach())
+
+    async def _detach(self) -> None:
+        async with self._busy:
+            lg.warn(
+                "a database snapshot is taken slowly: the rest of it goes to a temporary file, so"
+                " that the database need not keep old pages for it",
+                total_bytes=self._source.size,
+            )
+            try:
+                self._rest = await self._write_rest()
+            except Exception as error:
+                self._failure = error
+            await self._source.close()
+
+    async def _write_rest(self) -> IO[bytes]:
+        rest = TemporaryFile(dir=self._backend.path.parent, prefix="tmp-")  # noqa: SIM115
+        try:
+            while piece := await self._source.next():
+                await self._backend.in_thread(lambda piece=piece: rest.write(piece))  # type: ignore[misc]
+            rest.seek(0)
+        except BaseException:
+            rest.close()
+            raise
+        return rest
 
     def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._loop.create_task(work)
@@ -144,34 +160,9 @@ class _Source:
         if not task.cancelled():
             task.exception()  # nobody waits for what was made ahead of a reader who has left
 
-    async def _detach(self) -> None:
-        async with self._busy:
-            lg.warn(
-                "a database snapshot is taken slowly: the rest of it goes to a temporary file, so"
-                " that the database need not keep old pages for it",
-                total_bytes=self._size,
-            )
-            try:
-                await self._backend.in_thread(self._write_rest)
-            except Exception as error:
-                self._failure = error
-            self._view.close()
-
-    def _write_rest(self) -> None:
-        rest = TemporaryFile(dir=self._backend.path.parent, prefix="tmp-")  # noqa: SIM115
-        try:
-            for piece in self._pieces:
-                rest.write(piece)
-            rest.seek(0)
-        except BaseException:
-            rest.close()
-            raise
-        self._rest = rest
-
-    def close(self) -> None:
-        """A thread that is at work finds the view gone, and ends."""
+    async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        self._view.close()
         if self._rest is not None:
             self._rest.close()
+        await self._source.close()

@@ -12,17 +12,17 @@ need the next snapshot, for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
-from kvorum.backend import Backend, ReadView
+from kvorum.backend import Backend
 from kvorum.log import get_logger
 from kvorum.membership import Cluster
 from kvorum.peer.interface import OutgoingSnapshot
 from kvorum.raft.types import ConfState, Message, MsgType, Snapshot, SnapshotMetadata
-from kvorum.server.dbsnapshot import OpenDatabase, open_database
+from kvorum.server.dbsnapshot import OpenDatabase, SmallBuckets, open_database
 from kvorum.server.snapshotter import membership_of
 from kvorum.snap import build_store
 from kvorum.types import MemberID
@@ -109,20 +109,17 @@ async def _counted(database: OpenDatabase) -> AsyncIterator[bytes]:
 
 
 class _Buckets:
-    """A view, as those take it who read their state from a backend."""
+    """What is sent, as those take it who read their state from a backend."""
 
-    def __init__(self, view: ReadView) -> None:
-        self.get = view.get
-        self._view = view
-
-    def range(self, bucket: str, lo: bytes, hi: bytes | None) -> Iterable[tuple[bytes, bytes]]:
-        return self._view.items(bucket, lo, hi)
+    def __init__(self, content: SmallBuckets) -> None:
+        self.get = content.get
+        self.range = content.range
 
     def put(self, bucket: str, key: bytes, value: bytes) -> None:
-        raise NotImplementedError("a view cannot be written to")
+        raise NotImplementedError("a snapshot cannot be written to")
 
     def delete(self, bucket: str, key: bytes) -> None:
-        raise NotImplementedError("a view cannot be written to")
+        raise NotImplementedError("a snapshot cannot be written to")
 
 
 def _complete(
@@ -132,7 +129,7 @@ def _complete(
     assert message.snapshot is not None
     asked, index = message.snapshot.metadata.index, database.index
     assert index >= asked, f"the database ends at {index}, and a snapshot of {asked} is asked for"
-    cluster = Cluster(cluster_id, member, _Buckets(database.view))
+    cluster = Cluster(cluster_id, member, _Buckets(database.small))
     cluster.restore()
     state = ConfState(tuple(cluster.voters()), tuple(cluster.learners()))
     meta = SnapshotMetadata(state, index, database.term)
