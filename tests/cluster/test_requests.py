@@ -142,6 +142,7 @@ async def test_a_request_that_was_lost_with_a_leader_runs_out_of_time(
     async with cluster_of(tmp_path) as cluster:
         old = await cluster.leader()
         rest = cluster.followers(old)
+        await cluster.until("ready", lambda: all(n.server.ready.is_set() for n in cluster.running))
         puts = [asyncio.create_task(node.put("k")) for node in rest]
         cluster.wire.delay = 10.0
         await cluster.until("sent", lambda: all(n.server.proposer.forwarded for n in rest))
