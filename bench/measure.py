@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.load import Record
-from bench.members import Member, busy_seconds
+from bench.members import Server, busy_seconds
 from bench.stats import percentile
 from bench.wire import LoadError
 
@@ -47,6 +47,11 @@ METRICS: Final = {
     "during_read_p99_ms": Metric("gets p99 ms meanwhile", 2, "lower"),
     "during_write_p99_ms": Metric("puts p99 ms meanwhile", 2, "lower"),
     "stall_ms": Metric("longest stall ms", 1, "lower"),
+    "failover_ms": Metric("median of failovers, ms", 0, "lower"),
+    "failover_max_ms": Metric("longest failover, ms", 0, "lower"),
+    "growth_mib": Metric("leader's growth, MiB", 1, "lower"),
+    "growth_anonymous_mib": Metric("of it anonymous, MiB", 1, "lower"),
+    "p99_times": Metric("p99 meanwhile / before", 2, "lower"),
     "lost": Metric("answered puts lost", 0, "lower"),
     "refused": Metric("requests refused", 0, "lower"),
     "database_mib": Metric("database MiB", 1, "lower"),
@@ -72,7 +77,7 @@ class _Mark:
 class Meter:
     """Reads the CPU clocks whenever it is called: at the start and the end of a measurement."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Server) -> None:
         self._member = member
         self._marks: list[_Mark] = []
 

@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from bench.client import RANGE, Client, RpcError
 from bench.wire import LoadError
@@ -23,7 +24,6 @@ POLL: Final = 0.002
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 COMMON_FLAGS: Final = (
-    "--name=bench",
     "--snapshot-count=10000",
     "--quota-backend-bytes=8589934592",
     "--log-level=warn",
@@ -71,51 +71,115 @@ def free_ports(count: int) -> list[int]:
             sock.close()
 
 
-class Member:
-    """One server process with a data directory of its own under ``root``."""
+class Server(Protocol):
+    """What is measured: one member, or a cluster of them."""
 
-    def __init__(self, program: Program, root: Path, flags: tuple[str, ...] = ()) -> None:
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def port(self) -> int:
+        """The client port of the member to speak with."""
+        ...
+
+    @property
+    def ports(self) -> Sequence[int]:
+        """Those of all members."""
+        ...
+
+    def start(self) -> float: ...
+    def stop(self) -> float: ...
+
+    def settle(self) -> None:
+        """Be as a round should find it."""
+        ...
+
+    def discard(self) -> None: ...
+    def cpu_seconds(self) -> float: ...
+    def memory(self) -> Memory: ...
+
+
+class Member:
+    """One server process with a data directory of its own under ``root``.
+
+    ``name`` is the member's; a member of a cluster also gets ``--initial-cluster`` by `join`.
+    """
+
+    def __init__(
+        self, program: Program, root: Path, flags: tuple[str, ...] = (), name: str = "bench"
+    ) -> None:
         self.program = program
         self.root = root
+        self.name = name
         self.data = root / "data"
         self.log = root / "server.log"
         self.port, self._peer_port = free_ports(2)
+        self.peer_url = f"http://127.0.0.1:{self._peer_port}"
+        self._cluster = f"{name}={self.peer_url}"
+        self._state = "new"
         self._flags = flags
         self._process: subprocess.Popen[bytes] | None = None
         root.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def ports(self) -> Sequence[int]:
+        return (self.port,)
+
+    def settle(self) -> None:
+        """A member alone is always ready."""
+
+    def join(self, members: Iterable[Member], state: str) -> None:
+        """Be one of several; ``state`` is new, or existing for one that comes later."""
+        self._cluster = ",".join(f"{member.name}={member.peer_url}" for member in members)
+        self._state = state
+
     def command(self) -> list[str]:
         """The whole command line, the same for every program but its first words."""
         client = f"http://127.0.0.1:{self.port}"
-        peer = f"http://127.0.0.1:{self._peer_port}"
+        peer = self.peer_url
         return [
             *self.program.command,
+            f"--name={self.name}",
             *COMMON_FLAGS,
             f"--data-dir={self.data}",
             f"--listen-client-urls={client}",
             f"--advertise-client-urls={client}",
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=bench={peer}",
+            f"--initial-cluster={self._cluster}",
+            f"--initial-cluster-state={self._state}",
             *self._flags,
         ]
 
     def start(self) -> float:
         """Start the process; returns the seconds to the first answered linearizable get."""
         began = time.perf_counter()
+        self.spawn()
+        self.wait()
+        return time.perf_counter() - began
+
+    def spawn(self) -> None:
+        """Start the process and do not wait."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+
+    def wait(self) -> None:
+        """Wait for the first answered linearizable get."""
+        deadline = time.perf_counter() + START_TIMEOUT
         while not self._answers():
-            if self._process.poll() is not None:
-                code = self._process.returncode
-                raise LoadError(f"{self.program.label} ended with {code}: {self.log_tail()}")
-            if time.perf_counter() - began > START_TIMEOUT:
+            self.check()
+            if time.perf_counter() > deadline:
                 self.stop()
                 raise LoadError(f"{self.program.label} did not answer: {self.log_tail()}")
             time.sleep(POLL)
-        return time.perf_counter() - began
+
+    def check(self) -> None:
+        """Raises LoadError when the process has ended by itself."""
+        code = None if self._process is None else self._process.poll()
+        if code is not None:
+            raise LoadError(f"{self.program.label} ended with {code}: {self.log_tail()}")
 
     def _answers(self) -> bool:
         try:
@@ -174,6 +238,10 @@ class Member:
         """User and system time of all threads, to 1/100 s."""
         fields = _read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def reset_peak(self) -> None:
+        """Begin the peak of `memory` anew."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def memory(self) -> Memory:
         """Resident memory as the kernel counts it."""

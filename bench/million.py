@@ -213,7 +213,7 @@ def load_of(member: Member, source: Source, wires: int, indexed: bool) -> Iterat
     """A load with a loop of its own, closed afterwards."""
     loop = Loop()
     try:
-        yield Load(loop, member.port, wires, source, indexed)
+        yield Load(loop, [member.port], wires, source, indexed)
     finally:
         loop.close()
 

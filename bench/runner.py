@@ -10,7 +10,7 @@ from typing import Final
 
 from bench.client import RpcError
 from bench.measure import Sample
-from bench.members import Member, Program
+from bench.members import Member, Program, Server
 from bench.stats import Summary, ratio, summarize
 from bench.wire import LoadError
 from bench.workloads import Offered, Settings, Unary, Workload
@@ -52,16 +52,31 @@ def order(round_number: int) -> tuple[int, int]:
     return (0, 1) if round_number % 2 == 0 else (1, 0)
 
 
+Make = Callable[[Program, Path, Workload], Server]
+
+
+def one_member(program: Program, root: Path, workload: Workload) -> Server:
+    """A cluster of one."""
+    return Member(program, root)
+
+
 class Runner:
-    """Compares two programs. ``root`` is where data directories are made, and deleted again."""
+    """Compares two programs. ``root`` is where data directories are made, and deleted again;
+    ``make`` makes what is measured."""
 
     def __init__(
-        self, programs: Sequence[Program], root: Path, settings: Settings, say: Say
+        self,
+        programs: Sequence[Program],
+        root: Path,
+        settings: Settings,
+        say: Say,
+        make: Make = one_member,
     ) -> None:
         self.programs = programs
         self.settings = settings
         self._root = root
         self._say = say
+        self._make = make
         self._reached: dict[str, float] = {}
 
     def run(self, workload: Workload) -> Outcome:
@@ -70,8 +85,8 @@ class Runner:
         if isinstance(workload, Offered):
             workload.rate = workload.share * self._capacity()
         outcome = Outcome(workload.name, workload.title)
-        members = [
-            Member(program, self._root / workload.name / str(number))
+        members: list[Server] = [
+            self._make(program, self._root / workload.name / str(number), workload)
             for number, program in enumerate(self.programs)
         ]
         try:
@@ -83,7 +98,7 @@ class Runner:
         self._say(f"{workload.name}: {time.perf_counter() - began:.1f} s")
         return outcome
 
-    def _rounds(self, workload: Workload, members: list[Member], outcome: Outcome) -> None:
+    def _rounds(self, workload: Workload, members: list[Server], outcome: Outcome) -> None:
         for member in members:
             self._try(member, outcome, lambda m: self._begin(workload, m))
         for number in range(self.settings.rounds):
@@ -92,7 +107,7 @@ class Runner:
         for member in members:
             self._try(member, outcome, lambda m: self._memory(m, outcome))
 
-    def _try(self, member: Member, outcome: Outcome, step: Callable[[Member], None]) -> None:
+    def _try(self, member: Server, outcome: Outcome, step: Callable[[Server], None]) -> None:
         """One step on one server; after its first error a server is left out."""
         label = member.program.label
         if label in outcome.errors:
@@ -104,15 +119,16 @@ class Runner:
             self._say(f"{outcome.name}: {label} FAILED: {outcome.errors[label]}")
             member.stop()
 
-    def _begin(self, workload: Workload, member: Member) -> None:
+    def _begin(self, workload: Workload, member: Server) -> None:
         member.start()
         workload.prepare(member)
 
-    def _one(self, workload: Workload, member: Member, outcome: Outcome) -> None:
+    def _one(self, workload: Workload, member: Server, outcome: Outcome) -> None:
         samples = outcome.samples.setdefault(member.program.label, [])
+        member.settle()
         samples.append(workload.round(member, len(samples), self.settings))
 
-    def _memory(self, member: Member, outcome: Outcome) -> None:
+    def _memory(self, member: Server, outcome: Outcome) -> None:
         memory = member.memory()
         for sample in outcome.samples.get(member.program.label, []):
             sample["peak_mib"] = memory.peak

@@ -162,11 +162,12 @@ class Mixed:
 
 
 class Bulk:
-    """Transactions of ``BULK`` puts of distinct keys, which just fit one frame, to fill a store."""
+    """Transactions of ``puts`` puts of distinct keys, which must fit one frame, to fill a store."""
 
-    def __init__(self, prefix: bytes, value: bytes) -> None:
+    def __init__(self, prefix: bytes, value: bytes, puts: int = BULK) -> None:
         put = pb.RequestOp(request_put=pb.PutRequest(key=prefix + SLOT, value=value))
-        self._message = pb.TxnRequest(success=[put] * BULK).SerializeToString()
+        self._puts = puts
+        self._message = pb.TxnRequest(success=[put] * puts).SerializeToString()
         self._next = 0
         self.size = len(self._message) + 5
         self.least = 5
@@ -181,15 +182,15 @@ class Bulk:
         def make(stream: int) -> bytes:
             number = stream.to_bytes(4, "big")
             start = self._next
-            self._next = start + BULK
-            message = template % tuple(range(start, start + BULK))
+            self._next = start + self._puts
+            message = template % tuple(range(start, self._next))
             return b"".join((one, number, two, number, three, message))
 
         return make
 
     def check(self, stream: int, message: bytes) -> None:
-        if len(pb.TxnResponse.FromString(message).responses) != BULK:
-            raise LoadError(f"a transaction of {BULK} puts has another number of replies")
+        if len(pb.TxnResponse.FromString(message).responses) != self._puts:
+            raise LoadError(f"a transaction of {self._puts} puts has another number of replies")
 
 
 class Swaps:

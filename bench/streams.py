@@ -105,7 +105,7 @@ class FanOut:
         self._latencies: list[float] = []
         self._watching: dict[int, Wire] = {}
         self._source = MarkedPuts(keys)
-        self._load = Load(self.loop, port, 10, self._source, indexed)
+        self._load = Load(self.loop, [port], 10, self._source, indexed)
         self._lanes = list(self._load.lanes.values())
         self._next = 0
         self._watch([key for key in keys for _ in range(watchers)])

@@ -12,7 +12,7 @@ from bench.client import Client, prefix_end
 from bench.connection import Failure
 from bench.load import ClosedLoop, Load, OpenLoop, Record
 from bench.measure import Meter, Sample, latencies, sample_of
-from bench.members import Member
+from bench.members import Server
 from bench.sources import VALUE, Source
 from bench.stats import percentile
 from bench.streams import FanOut, KeepAlives
@@ -44,11 +44,11 @@ class Workload(Protocol):
     @property
     def title(self) -> str: ...
 
-    def prepare(self, member: Member) -> None:
+    def prepare(self, member: Server) -> None:
         """Fill a fresh member."""
         ...
 
-    def round(self, member: Member, number: int, settings: Settings) -> Sample:
+    def round(self, member: Server, number: int, settings: Settings) -> Sample:
         """One measurement; ``number`` is new for each on this member."""
         ...
 
@@ -79,7 +79,8 @@ def verify_swaps(client: Client, prefix: bytes, good: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Unary:
-    """Closed loop on a unary method: ``connections`` with ``depth`` requests in flight each."""
+    """Closed loop on a unary method: ``connections`` with ``depth`` requests in flight each, in
+    turn to all members of a cluster if they are to be ``spread``."""
 
     name: str
     title: str
@@ -88,16 +89,18 @@ class Unary:
     source: Callable[[bytes], Source]
     fill: Callable[[Client], None] = nothing
     verify: Callable[[Client, bytes, int], None] = unverified
+    spread: bool = False
 
-    def prepare(self, member: Member) -> None:
+    def prepare(self, member: Server) -> None:
         with_client(member, self.fill)
 
-    def round(self, member: Member, number: int, settings: Settings) -> Sample:
+    def round(self, member: Server, number: int, settings: Settings) -> Sample:
         prefix = b"%s/%d/" % (self.name.encode(), number)
         source = self.source(prefix)
         loop = Loop()
         try:
-            load = Load(loop, member.port, self.connections, source, settings.indexed)
+            ports = member.ports if self.spread else [member.port]
+            load = Load(loop, ports, self.connections, source, settings.indexed)
             meter = Meter(member)
             record = ClosedLoop(load, self.depth).run(settings.warm_up, settings.seconds, meter)
         finally:
@@ -119,7 +122,7 @@ def split(source: Source, record: Record) -> Sample:
     return {**latencies(reads, "read_"), **latencies(writes, "write_")}
 
 
-def with_client(member: Member, use: Callable[[Client], None]) -> None:
+def with_client(member: Server, use: Callable[[Client], None]) -> None:
     """Do something on a connection of its own."""
     client = Client(member.port)
     try:
@@ -149,14 +152,14 @@ class Offered:
         offered = f"{self.rate:,.0f}/s, " if self.rate else ""
         return f"put 256 B at {offered}{self.share:.0%} of the first server's rate"
 
-    def prepare(self, member: Member) -> None:
+    def prepare(self, member: Server) -> None:
         """Nothing to fill."""
 
-    def round(self, member: Member, number: int, settings: Settings) -> Sample:
+    def round(self, member: Server, number: int, settings: Settings) -> Sample:
         prefix = b"%s/%d/" % (self.name.encode(), number)
         loop = Loop()
         try:
-            load = Load(loop, member.port, 10, sources.puts(prefix), settings.indexed)
+            load = Load(loop, [member.port], 10, sources.puts(prefix), settings.indexed)
             load.strict = False
             meter = Meter(member)
             offered = OpenLoop(load, self.rate)
@@ -179,10 +182,10 @@ class Watches:
     watchers: int
     window: int
 
-    def prepare(self, member: Member) -> None:
+    def prepare(self, member: Server) -> None:
         """Nothing to fill."""
 
-    def round(self, member: Member, number: int, settings: Settings) -> Sample:
+    def round(self, member: Server, number: int, settings: Settings) -> Sample:
         keys = [b"%s/%d/%05d" % (self.name.encode(), number, n) for n in range(self.keys)]
         fan_out = FanOut(
             member.port,
@@ -208,10 +211,10 @@ class Keepalive:
     streams: int
     depth: int
 
-    def prepare(self, member: Member) -> None:
+    def prepare(self, member: Server) -> None:
         """Leases are granted per round."""
 
-    def round(self, member: Member, number: int, settings: Settings) -> Sample:
+    def round(self, member: Server, number: int, settings: Settings) -> Sample:
         ids = [[self._grant(member) for _ in range(self.depth)] for _ in range(self.streams)]
         renewals = KeepAlives(member.port, ids)
         meter = Meter(member)
@@ -221,7 +224,7 @@ class Keepalive:
             renewals.close()
         return sample_of(record, meter)
 
-    def _grant(self, member: Member) -> int:
+    def _grant(self, member: Server) -> int:
         client = Client(member.port)
         try:
             request = pb.LeaseGrantRequest(TTL=LEASE_SECONDS)
@@ -236,10 +239,10 @@ class Grants:
     name = "lease-grant"
     title = "lease grant, 10 x 10"
 
-    def prepare(self, member: Member) -> None:
+    def prepare(self, member: Server) -> None:
         """Nothing to fill."""
 
-    def round(self, member: Member, number: int, settings: Settings) -> Sample:
+    def round(self, member: Server, number: int, settings: Settings) -> Sample:
         before = leases(member)
         good: list[int] = []
         unary = Unary(
@@ -259,7 +262,7 @@ class Grants:
         return sample
 
 
-def leases(member: Member) -> int:
+def leases(member: Server) -> int:
     """How many leases a member has."""
     client = Client(member.port)
     try:
@@ -274,7 +277,7 @@ def _put(name: str, connections: int, depth: int) -> Unary:
     return Unary(name, title, connections, depth, sources.puts, verify=verify_puts)
 
 
-def _fill_one(client: Client) -> None:
+def fill_one(client: Client) -> None:
     client.fill([b"one"], VALUE)
 
 
@@ -282,7 +285,7 @@ def _get(name: str, title: str, serializable: bool) -> Unary:
     def source(prefix: bytes) -> Source:
         return sources.one_get(b"one", len(VALUE), serializable=serializable)
 
-    return Unary(name, title, 10, 10, source, fill=_fill_one)
+    return Unary(name, title, 10, 10, source, fill=fill_one)
 
 
 def _numbered_keys(prefix: bytes, keys: int) -> list[bytes]:

@@ -33,7 +33,7 @@ def client(etcd: Member) -> Iterator[Client]:
 
 
 def load_on(loop: Loop, member: Member, source: Source, *, indexed: bool = False) -> Load:
-    return Load(loop, member.port, 3, source, indexed)
+    return Load(loop, [member.port], 3, source, indexed)
 
 
 @pytest.mark.parametrize("indexed", [False, True])

@@ -16,6 +16,7 @@ import pytest
 from bench import __main__ as command
 from bench import million, report
 from bench.client import RANGE, Call, Client, RpcError
+from bench.cluster_workloads import of_clusters
 from bench.connection import Body, Failure
 from bench.load import Record
 from bench.measure import METRICS, Sample
@@ -260,3 +261,13 @@ def test_profiling_something_that_is_no_server(tmp_path: Path) -> None:
     (workload,) = command.chosen(["put-1x1"])
     with pytest.raises(LoadError, match="not today"):
         profile(program, workload, BRIEF, tmp_path, tmp_path / "out.prof")
+
+
+def test_cluster_workloads_have_names_of_their_own() -> None:
+    kinds = of_clusters(200)
+    names = [work.name for work in kinds]
+    assert len(set(names)) == len(names)
+    assert not set(names) & {work.name for work in standard()}
+    assert [work.name for work in command.chosen(["cluster-put-10x10"], kinds)] == [
+        "cluster-put-10x10"
+    ]
