@@ -33,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--crash-cycles", type=int, help="kills of the crash test")
     group.addoption("--crash-seed", type=int, help="seed of the crash tests")
     group.addoption("--crash-long", action="store_true", help="every failpoint and every damage")
+    group.addoption("--chaos-seconds", type=float, help="length of the chaos test")
+    group.addoption("--chaos-seed", type=int, help="seed of the chaos tests")
 
 
 @pytest.fixture(scope="session")

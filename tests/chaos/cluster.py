@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.members import ChaosMember
 from chaos.network import Network
+from support.binaries import etcd_version
 from support.ports import free_port
 from support.rpc import HASH_KV, RANGE, STATUS
 
@@ -16,11 +18,29 @@ HEARTBEAT = 0.1
 ELECTION = 1.0
 POLL = 0.02
 
-FLAGS = (
-    f"--heartbeat-interval={HEARTBEAT * 1000:.0f}",
-    f"--election-timeout={ELECTION * 1000:.0f}",
-    "--log-level=info",
-)
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all members are told, each in the words of its release."""
+
+    snapshot_count: int = 200
+    catch_up: int = 50
+
+
+def flags_for(binary: Path, settings: Settings) -> list[str]:
+    return [
+        f"--heartbeat-interval={HEARTBEAT * 1000:.0f}",
+        f"--election-timeout={ELECTION * 1000:.0f}",
+        f"--snapshot-count={settings.snapshot_count}",
+        *([f"--snapshot-catchup-entries={settings.catch_up}"] if has_short_log(binary) else []),
+        # Otherwise members may not come and go until all have been together for 5 s.
+        "--strict-reconfig-check=false",
+    ]
+
+
+def has_short_log(binary: Path) -> bool:
+    """Etcd 3.5.1 cannot be told to keep fewer than 5,000 entries."""
+    return etcd_version(binary) >= (3, 6)
 
 
 class Cluster:
@@ -31,11 +51,11 @@ class Cluster:
         folder: Path,
         binaries: Mapping[str, Path],
         network: Network | None,
-        flags: Sequence[str] = (),
+        settings: Settings,
     ) -> None:
         self.folder = folder
         self.network = network
-        self.flags = (*FLAGS, *flags)
+        self.settings = settings
         self.members: dict[str, ChaosMember] = {}
         self.ids: dict[str, int] = {}
         for name, binary in binaries.items():
@@ -49,7 +69,12 @@ class Cluster:
         number = len(self.members)
         place = self.network.places[number] if self.network else None
         member = ChaosMember(
-            binary, self.folder / name, number=number, name=name, place=place, flags=self.flags
+            binary,
+            self.folder / name,
+            number=number,
+            name=name,
+            place=place,
+            flags=flags_for(binary, self.settings),
         )
         member.watch_failpoints(free_port())
         self.members[name] = member

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 import uvloop
-from chaos.cluster import Cluster
+from chaos.cluster import Cluster, Settings
 from chaos.nemesis import NETWORK, PROCESSES, Nemesis
 from chaos.network import Network, why_not
 from chaos.run import Run
@@ -18,7 +18,7 @@ from support.seeds import fresh_seed
 
 SECONDS = 40.0
 ROUND = 40.0
-FLAGS = ("--snapshot-count=200", "--snapshot-catchup-entries=50")
+SETTINGS = Settings(snapshot_count=200, catch_up=50)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_chaos(
 async def chaos(
     folder: Path, kvorum: Path, network: Network, seed: int, seconds: float
 ) -> None:
-    cluster = Cluster(folder, dict.fromkeys("abc", kvorum), network, FLAGS)
+    cluster = Cluster(folder, dict.fromkeys("abc", kvorum), network, SETTINGS)
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     try:

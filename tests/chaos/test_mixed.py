@@ -1,0 +1,182 @@
+"""Clusters of etcd's members and ours, under load, under the eyes of the same checkers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import uvloop
+from chaos.cluster import Cluster, Settings, has_short_log
+from chaos.etcd37 import etcd37
+from chaos.members import ChaosMember
+from chaos.nemesis import NETWORK, PROCESSES, Nemesis
+from chaos.network import Network, why_not
+from chaos.replacing import caught_up, lead, replace, take_over
+from chaos.run import Report, Run
+from support.binaries import Binaries, is_kvorum
+from support.need import need
+from support.seeds import fresh_seed
+
+from kvorum.pb import etcdserverpb as pb
+from sim import words
+
+SETTINGS = Settings(snapshot_count=200, catch_up=50)
+SECONDS = 12.0
+
+Story = Callable[[Cluster, Run], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(params=["3.5", "3.7"])
+def etcd(request: pytest.FixtureRequest) -> Path:
+    """A real etcd of each release that has members of its own."""
+    if request.param == "3.5":
+        reference: Binaries = request.getfixturevalue("reference")
+        return reference.etcd
+    path, why = etcd37()
+    need(path is not None, why)
+    assert path is not None
+    return path
+
+
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    return pytestconfig.getoption("chaos_seed") or fresh_seed()
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    need(not why_not(), why_not())
+    made = Network(3)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tell(
+    tmp_path: Path, network: Network, seed: int
+) -> Callable[[dict[str, Path], Story], None]:
+    """Run a story on a cluster of these programs."""
+    print(f"--chaos-seed {seed}")
+
+    async def told(binaries: dict[str, Path], story: Story) -> None:
+        cluster = Cluster(tmp_path, binaries, network, SETTINGS)
+        try:
+            await cluster.start()
+            await story(cluster, Run(cluster, seed, clients=6))
+        finally:
+            await cluster.close()
+
+    return lambda binaries, story: uvloop.run(told(binaries, story))
+
+
+async def fill_log(member: ChaosMember, count: int) -> None:
+    """Entries that change nothing: of these the history need not know."""
+    async with member.channel() as channel:
+        request = pb.DeleteRangeRequest(key=b"nothing").SerializeToString()
+        for start in range(0, count, 200):
+            calls = range(start, min(start + 200, count))
+            await asyncio.gather(
+                *(channel.unary(words.DELETE, request, timeout=20.0) for _ in calls)
+            )
+
+
+def judge(report: Report, *more: str) -> None:
+    print(report, report.failures)
+    assert not report.wrong, "\n".join([*report.wrong, *more])
+
+
+@pytest.mark.parametrize("ours", [1, 2])
+def test_disturbed(
+    tell: Callable[[dict[str, Path], Story], None],
+    kvorum: Path,
+    etcd: Path,
+    ours: int,
+    seed: int,
+    pytestconfig: pytest.Config,
+) -> None:
+    """Etcd 3.5.1 is not killed: after a crash it may skip entries that it has not applied
+    (data inconsistency of 3.5.0 to 3.5.2, as its maintainers call it)."""
+    kinds = PROCESSES | NETWORK
+    seconds = pytestconfig.getoption("chaos_seconds") or SECONDS
+
+    async def story(cluster: Cluster, run: Run) -> None:
+        nemesis = Nemesis(
+            cluster, Random(seed), kinds, may_kill=lambda member: is_kvorum(member.binary)
+        )
+        judge(await run.disturbed(nemesis, seconds), *nemesis.story)
+
+    binaries = {name: kvorum if n < ours else etcd for n, name in enumerate("abc")}
+    tell(binaries, story)
+
+
+def test_leaders_of_both_kinds(
+    tell: Callable[[dict[str, Path], Story], None], kvorum: Path, etcd: Path
+) -> None:
+    async def story(cluster: Cluster, run: Run) -> None:
+        report = Report()
+        async with run.load(report) as records:
+            for name in "abcab":
+                await lead(cluster, cluster.members[name])
+                assert await records.progress(30, 20.0), records.failures
+        judge(report)
+
+    tell({"a": kvorum, "b": etcd, "c": kvorum}, story)
+
+
+@pytest.mark.parametrize("leader", ["a", "b"])
+def test_caught_up_by_a_snapshot(
+    tell: Callable[[dict[str, Path], Story], None], kvorum: Path, etcd: Path, leader: str
+) -> None:
+    """A follower of the other kind is away until the log that it needs is gone."""
+    away = "b" if leader == "a" else "a"
+    binary = etcd if leader == "b" else kvorum
+
+    async def story(cluster: Cluster, run: Run) -> None:
+        report = Report()
+        follower = cluster.members[away]
+        await lead(cluster, cluster.members[leader])
+        async with run.load(report) as records:
+            await asyncio.to_thread(follower.stop)
+            await fill_log(cluster.members[leader], 800 if has_short_log(binary) else 5400)
+            follower.spawn()
+            await caught_up(cluster, follower)
+            assert await records.progress(50, 20.0), records.failures
+        judge(report)
+        assert "applied snapshot" in follower.log_text()
+
+    tell({"a": kvorum, "b": etcd, "c": etcd if leader == "b" else kvorum}, story)
+
+
+def test_rolling_over_and_back(
+    tell: Callable[[dict[str, Path], Story], None], kvorum: Path, etcd: Path
+) -> None:
+    """Each member in turn becomes ours, on its own folder, and then etcd's again, in its place.
+    One of etcd's stays all the time, so that the cluster's version does not rise above it."""
+
+    async def story(cluster: Cluster, run: Run) -> None:
+        report = Report()
+        async with run.load(report) as records:
+            for member in cluster.all:
+                await take_over(cluster, member, kvorum)
+                assert await records.progress(30, 20.0), records.failures
+            for member in cluster.all:
+                await lead(cluster, cluster.all[(member.number + 1) % 3])
+                await replace(cluster, member, etcd)
+                assert await records.progress(30, 20.0), records.failures
+        judge(report)
+
+    async def one_by_one(cluster: Cluster, run: Run) -> None:
+        report = Report()
+        async with run.load(report) as records:
+            for member in cluster.all:
+                await take_over(cluster, member, kvorum)
+                assert await records.progress(30, 20.0), records.failures
+                await replace(cluster, member, etcd)
+                assert await records.progress(30, 20.0), records.failures
+        judge(report)
+
+    tell(dict.fromkeys("abc", etcd), one_by_one if "etcdbin" in str(etcd) else story)
