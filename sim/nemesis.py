@@ -120,9 +120,13 @@ class Nemesis:
         if leader is None or leader.id is None or len(self._cluster.members) < 3:
             return
         before = set(network.cuts)
-        network.cut([leader.id], [m.id for m in self._cluster.members if m.id is not None])
+        others = [m.id for m in self._cluster.members if m.id is not None]
+        network.cut([leader.id], others)
+        deaf = self._random.random() < 0.5
+        if deaf:  # it does not even hear of another leader
+            network.cut(others, [leader.id])
         cuts = network.cuts - before
-        self._cluster.trace(f"{leader} is mute")
+        self._cluster.trace(f"{leader} is mute{' and deaf' if deaf else ''}")
         if self._random.random() < 0.4:
             self._slow(leader, 400.0)
         self._await_usurper(leader, cuts, self._cluster.world.now + USURPED)
@@ -133,7 +137,7 @@ class Nemesis:
         if (new is None or new is old) and world.now < deadline and not self.stopped:
             world.after(0.01, self._await_usurper, old, cuts, deadline)
             return
-        if self._random.random() < 0.4:  # for a while there are two that think they lead
+        if self._random.random() < 0.5:  # for a while there are two that think they lead
             world.after(self._random.uniform(0.1, 1.0), self._heal, cuts)
             return
         self._heal(cuts)

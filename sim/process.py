@@ -126,6 +126,7 @@ class Process:
         self.threads: list[Blocking] = []
         self.calls: dict[ClientCall, None] = {}
         self.loop = Loop(self)
+        world.processes.append(self)
 
     def local(self, moment: float) -> float:
         return self.clock.local(moment)

@@ -59,7 +59,9 @@ class World:
     """The clock and the queue. ``now`` is in seconds from the start of the run.
 
     ``current`` is the process whose code is running. ``after_turn`` is called with a process after
-    each of its events. ``failures`` gets whatever code let escape.
+    each of its events. ``failures`` gets whatever code let escape. ``processes`` keeps all that
+    there were: were an ended one's tasks collected, what they do at their end would happen in the
+    middle of something else.
     """
 
     def __init__(self, seed: int) -> None:
@@ -68,6 +70,7 @@ class World:
         self.current: Process | None = None
         self.events = 0
         self.failures: list[str] = []
+        self.processes: list[Process] = []
         self.after_turn: Callable[[Process], None] = lambda process: None
         self._timed: list[tuple[float, int, Handle]] = []
         self._ready: deque[Handle] = deque()
