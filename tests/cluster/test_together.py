@@ -224,6 +224,7 @@ async def test_a_downgrade_is_known_everywhere_and_after_a_restart(
     monkeypatch.setattr(together, "INTERVAL", 0.05)
     async with cluster_of(tmp_path, names="a") as cluster:
         alone = await primary(cluster)
+        await cluster.until("a version", lambda: alone.server.cluster.version == "3.7.0")
         snapshot = alone.server._snapshotter.last
         with pytest.raises(errors.InvalidDowngradeTargetVersion):
             await alone.server.downgrades.enable("3.5")
