@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -283,11 +283,9 @@ class Backend:
 
     # Other processes that read the file
 
-    @asynccontextmanager
-    async def staying(self) -> AsyncIterator[None]:
-        """Meanwhile the file at `path` is the one in use, so that who opens it there opens that."""
-        async with self._swapping:
-            yield
+    def staying(self) -> AbstractAsyncContextManager[None]:
+        """While it is held, the file at `path` is the one in use: who opens it there opens that."""
+        return self._swapping
 
     def forget_dead_readers(self) -> None:
         """A process that read the file has ended, perhaps without letting go of its view."""
