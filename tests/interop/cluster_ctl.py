@@ -35,11 +35,11 @@ class ClusterSide(Side):
 
     # Members
 
-    def plan(self, name: str) -> Member:
+    def plan(self, name: str, binary: Path | None = None) -> Member:
         """A member, not started."""
         assert self.make is not None
         member = self.members[name] = self.make(
-            self.binary, flags=list(QUICK), folder=self.folder / name, name=name
+            binary or self.binary, flags=list(QUICK), folder=self.folder / name, name=name
         )
         self._known.append((member.endpoint, f"<{name} client>"))
         self._known.append((f"127.0.0.1:{member.peer_port}", f"<{name} peer>"))
@@ -48,10 +48,10 @@ class ClusterSide(Side):
     def peer_url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.members[name].peer_port}"
 
-    def begin(self, names: str) -> None:
-        """Start a new cluster of these members."""
+    def begin(self, names: str, **binaries: Path) -> None:
+        """Start a new cluster of these members, some of them with another binary."""
         for name in names:
-            self.plan(name)
+            self.plan(name, binaries.get(name))
         initial = ",".join(f"{name}={self.peer_url(name)}" for name in names)
         for name in names:
             self.members[name].flags.append(f"--initial-cluster={initial}")
