@@ -38,7 +38,7 @@ async def test_every_member_takes_writes_and_answers_them(tmp_path: Path) -> Non
 async def test_what_a_follower_forwarded_it_does_not_decode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = applier_module.decode_request
+    decode = applier_module.decode_plain
     decoded: list[bytes] = []
 
     def watched(data: bytes) -> object:
@@ -52,7 +52,7 @@ async def test_what_a_follower_forwarded_it_does_not_decode(
             "published", lambda: all(n.server.ready.is_set() for n in cluster.running)
         )
         await cluster.agree()
-        monkeypatch.setattr(applier_module, "decode_request", watched)
+        monkeypatch.setattr(applier_module, "decode_plain", watched)
         await follower.put("k", "v")
         await cluster.agree()
         assert len(decoded) == 2  # by the two others

@@ -256,13 +256,13 @@ def test_a_forwarded_request_is_not_decoded_again(
     others = Entry(Term(2), Index(3), EntryType.NORMAL, entries[0].data[:-1] + b"\x01")
     entries[0].index = Index(4)
     decoded: list[bytes] = []
-    decode = applier_module.decode_request
+    decode = applier_module.decode_plain
 
     def watched(data: bytes) -> Any:
         decoded.append(data)
         return decode(data)
 
-    monkeypatch.setattr(applier_module, "decode_request", watched)
+    monkeypatch.setattr(applier_module, "decode_plain", watched)
     bench.apply(as_from_the_log([others, *entries]))
     assert decoded == [others.data]  # somebody else's, whose id is another
     assert reply(mine, pb.PutResponse).header == header(3)

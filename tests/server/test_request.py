@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
@@ -9,7 +11,14 @@ from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import membershippb
 from kvorum.pb.wire import delimited, int64_field, varint, varint64
 from kvorum.server.header import HeaderWriter, revision_only
-from kvorum.server.request import TAGS, RequestIds, decode_request, encode_request
+from kvorum.server.request import (
+    TAGS,
+    RequestIds,
+    decode_id,
+    decode_plain,
+    decode_request,
+    encode_request,
+)
 from kvorum.types import MemberID, Revision, Term
 
 
@@ -69,6 +78,52 @@ def test_an_old_id_is_taken_too() -> None:
     assert decoded[0] == 5
 
 
+PUTS = st.builds(
+    lambda key, size, lease: pb.PutRequest(key=key, value=b"v" * size, lease=lease),
+    st.binary(max_size=300),
+    st.integers(0, 20_000) | st.integers(2_000_000, 2_200_000),
+    st.integers(-(2**63), 2**63 - 1),
+)
+
+
+@given(
+    st.sampled_from(sorted(TAGS)),
+    PUTS,
+    st.integers(0, 2**64 - 1),
+    st.sampled_from(["", "u", "root"]),
+)
+def test_the_quick_way_reads_what_the_slow_one_reads(
+    kind: str, put: pb.PutRequest, number: int, user: str
+) -> None:
+    message = put.SerializeToString() if kind == "put" else b""
+    data = encode_request(kind, message, varint(number), user, 3 if user else 0)
+    quick = decode_plain(data)
+    if len(TAGS[kind]) > 1 or user:
+        assert quick is None
+        return
+    assert quick is not None
+    assert (decode_id(data, quick[2]), *quick[:2]) == decode_request(data)
+
+
+@given(st.binary(max_size=40) | st.binary(max_size=40).map(lambda rest: b"\x22" + rest))
+def test_the_quick_way_never_reads_more_than_the_slow_one(data: bytes) -> None:
+    try:
+        quick = decode_plain(data)
+    except DecodeError:
+        quick = None
+    if quick is not None:
+        assert (decode_id(data, quick[2]), *quick[:2]) == decode_request(data)
+
+
+def test_a_header_that_goes_on_is_not_for_the_quick_way() -> None:
+    """Its id is so short that what follows could pass for the rest of it."""
+    data = encode_request("put", b"", varint(5), "u")
+    assert len(data) < 15
+    assert decode_plain(data) is None
+    assert decode_plain(encode_request("put", b"", varint(5))) == ("put", pb.PutRequest(), 6)
+    assert decode_plain(b"\x22" + b"\xff" * 40) is None
+
+
 def test_what_is_no_request() -> None:
     with pytest.raises(ValueError, match="0 requests"):
         decode_request(delimited(100, b"\x08\x01"))
@@ -97,3 +152,50 @@ def test_headers_are_what_protobuf_would_write() -> None:
         assert parsed.header == header
     inner = pb.PutResponse.FromString(revision_only(Revision(9)))
     assert inner.header == pb.ResponseHeader(revision=9)
+
+
+_IDS = st.integers(0, 2**64 - 1)
+_PUTS = st.builds(
+    pb.PutRequest,
+    key=st.binary(max_size=300),
+    value=st.binary(max_size=300),
+    lease=st.integers(-(2**63), 2**63 - 1),
+    prev_kv=st.booleans(),
+)
+
+
+@given(_PUTS, st.builds(pb.RequestHeader, ID=_IDS, username=st.text(max_size=3)), _IDS)
+def test_a_put_is_decoded_as_protobuf_would(
+    put: pb.PutRequest, header: pb.RequestHeader, request_id: int
+) -> None:
+    whole = pb.InternalRaftRequest(put=put, header=header, ID=request_id)
+    expected = (header.ID or request_id, "put", put)
+    assert decode_request(whole.SerializeToString()) == expected
+    whole.ClearField("ID")
+    assert decode_request(whole.SerializeToString()) == (header.ID, "put", put)
+
+
+@given(_PUTS, _IDS.filter(bool), st.data())
+def test_a_damaged_put_is_taken_as_protobuf_would(
+    put: pb.PutRequest, request_id: int, data: st.DataObject
+) -> None:
+    whole = pb.InternalRaftRequest(put=put, header=pb.RequestHeader(ID=request_id))
+    encoded = bytearray(whole.SerializeToString())
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    del encoded[data.draw(st.integers(len(encoded) // 2, len(encoded))) :]
+    assert _decoded(decode_request, bytes(encoded)) == _decoded(_by_protobuf, bytes(encoded))
+
+
+def _by_protobuf(data: bytes) -> object:
+    request = pb.InternalRaftRequest.FromString(data)
+    kinds = [f.name for f, _ in request.ListFields() if f.name in TAGS]
+    if len(kinds) != 1:
+        raise ValueError(kinds)
+    return request.header.ID or request.ID, kinds[0], getattr(request, kinds[0])
+
+
+def _decoded(decode: Callable[[bytes], object], data: bytes) -> object:
+    try:
+        return decode(data)
+    except (ValueError, DecodeError) as error:
+        return type(error)

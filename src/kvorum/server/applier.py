@@ -8,7 +8,7 @@ configuration that members do not share, or on how far background work has come.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from kvorum import errors, failpoint
 from kvorum.alarm import AlarmStore, alarm_name
@@ -24,12 +24,15 @@ from kvorum.server.confchange import NO_CHANGE, Change, apply_conf_change
 from kvorum.server.header import HeaderWriter
 from kvorum.server.proposer import CONF_CHANGE, Proposal, Proposer, fail
 from kvorum.server.quota import LEASE_COST, Quota, put_cost, txn_cost
-from kvorum.server.request import decode_request
+from kvorum.server.request import decode_id, decode_plain, decode_request
 from kvorum.server.txn import check_put, execute_delete, execute_put, execute_write_txn
 from kvorum.server.v2request import apply_v2_request, is_v2_request
 from kvorum.types import Index, LeaseID, MemberID, Term
 
 Handler = Callable[[Any], bytes]
+
+_V2: Final = 8
+"""The first byte of a bare v2 request."""
 
 lg = get_logger()
 
@@ -150,7 +153,7 @@ class Applier:
         if not entry.data:
             self._observer.term_begun(entry.term)
             return ""
-        if is_v2_request(entry.data):
+        if entry.data[0] == _V2 and is_v2_request(entry.data):
             before = self._cluster.version
             apply_v2_request(entry.data, self._cluster)
             self._note_version(before)
@@ -177,8 +180,14 @@ class Applier:
             own = proposer.forwarded.pop(entry.data, None)
             if own is not None:
                 return own.kind, own.request, proposer.done(own.id)
-        request_id, kind, request = decode_request(entry.data)
-        return kind, request, proposer.done(request_id)
+        plain = decode_plain(entry.data)
+        if plain is None:
+            request_id, kind, request = decode_request(entry.data)
+            return kind, request, proposer.done(request_id)
+        kind, request, id_at = plain
+        if not proposer.waiting:
+            return kind, request, None
+        return kind, request, proposer.done(decode_id(entry.data, id_at))
 
     def _apply_conf_change(
         self, entry: Entry, change_conf: Callable[[ConfChange], ConfState]

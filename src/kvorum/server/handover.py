@@ -23,8 +23,8 @@ async def hand_over(
 ) -> None:
     """Have the voter lead that has been connected longest, if this member leads and there is one.
 
-    ``tick`` and ``patience`` in seconds. It is logged if nothing comes of it; the others then hold
-    an election.
+    ``tick`` and ``patience`` in seconds; raft gives up after an election time-out. It is logged if
+    nothing comes of it; the others then hold an election.
     """
     leader = raft.leader
     about = {"local_member_id": f"{cluster.local:x}", "current_leader_member_id": f"{leader:x}"}
@@ -43,12 +43,10 @@ async def hand_over(
     started = loop.time()
     raft.transfer_leader(target)
     while raft.leader != target:
-        if loop.time() - started > patience:
-            lg.warn(
-                "leadership transfer failed",
-                error="etcdserver: request timed out, leader transfer took too long",
-                **about,
-            )
+        gone = raft.transport.active_since(target) is None
+        if gone or loop.time() - started > patience:
+            why = "lost the connection" if gone else "leader transfer took too long"
+            lg.warn("leadership transfer failed", error=f"etcdserver: {why}", **about)
             return
         await asyncio.sleep(tick)
     lg.info("leadership transfer finished", took=timedelta(seconds=loop.time() - started), **about)

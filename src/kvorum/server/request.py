@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb.wire import MORE14, delimited, int64_field, tag, varint
+from kvorum.raft.errors import DecodeError
+from kvorum.raft.wire import read_varint
 from kvorum.types import MemberID
 
 _FIELDS: Final = {
@@ -20,9 +22,12 @@ _FIELDS: Final = {
 TAGS: Final = {name: tag(field.number, 2) for name, field in _FIELDS.items()}
 """The key bytes of each kind of request, by its name: ``put``, ``txn``, ``lease_grant`` ..."""
 
+_PUT_TAG: Final = TAGS["put"]
 _HEADER_TAG: Final = tag(100, 2)
 _PLAIN_HEADS: Final = tuple(_HEADER_TAG + varint(1 + size) + b"\x08" for size in range(11))
 """What stands before the id in a header that has nothing else, by the size of the id's varint."""
+_ID_HEADS: Final = tuple(_HEADER_TAG + bytes((1 + size, 8)) for size in range(11))
+_LEAST: Final = 7
 
 
 class RequestIds:
@@ -71,6 +76,64 @@ def encode_request(
     return b"".join((TAGS[kind], varint(len(message)), message, head, request_id, rest))
 
 
+_PLAIN: Final = {
+    TAGS[name][0]: (name, getattr(pb, field.message_type.name).FromString)
+    for name, field in _FIELDS.items()
+    if len(TAGS[name]) == 1
+}
+"""Name and parser of the kinds whose key is one byte, by that byte."""
+
+_HIGH_BITS: Final = tuple(int.from_bytes(b"\x80" * n, "little") for n in range(11))
+"""The bit that says of a varint's byte that another follows, for so many bytes."""
+
+
+def decode_plain(data: bytes) -> tuple[str, Any, int] | None:
+    """Kind, message, and where the id begins, of an entry that is shaped as nearly all are: a
+    request of a low field number, then a header with an id and nothing else. None for another one.
+    Half the cost of `decode_request`, to a follower a tenth of all.
+
+    Raises:
+        google.protobuf.message.DecodeError: the request does not parse.
+    """
+    length = len(data)
+    if length < _LEAST:
+        return None
+    found = _PLAIN.get(data[0])
+    if found is None:
+        return None
+    size, start = _length_at(data, 1)
+    end = start + size
+    id_size = length - end - 4
+    if not 0 < id_size <= 10 or data[end : end + 4] != _ID_HEADS[id_size]:
+        return None
+    high = _HIGH_BITS[id_size]
+    if int.from_bytes(data[end + 4 :], "little") & high != high >> 8:
+        return None  # the header goes on after the id
+    return found[0], found[1](data[start:end]), end + 4
+
+
+def _length_at(data: bytes, at: int) -> tuple[int, int]:
+    """A length of up to five bytes, and what comes after it; more than is there if it is none."""
+    size = data[at]
+    if size < 128:
+        return size, at + 1
+    size &= 127
+    for place in range(1, 5):
+        byte = data[at + place] if at + place < len(data) else 0
+        size |= (byte & 127) << 7 * place
+        if byte < 128:
+            return size, at + place + 1
+    return len(data), at
+
+
+def decode_id(data: bytes, at: int) -> int:
+    """The id that begins at a place and ends with the data."""
+    number = 0
+    for byte in reversed(data[at:]):
+        number = number << 7 | byte & 127
+    return number
+
+
 def decode_request(data: bytes) -> tuple[int, str, Any]:
     """The id, kind and message of a log entry.
 
@@ -78,8 +141,30 @@ def decode_request(data: bytes) -> tuple[int, str, Any]:
         ValueError: the entry holds no request, or more than one.
         google.protobuf.message.DecodeError: the bytes do not parse.
     """
+    if data.startswith(_PUT_TAG):
+        put = _decode_put(data)
+        if put is not None:
+            return put
     request = pb.InternalRaftRequest.FromString(data)
     kinds = [(f.name, value) for f, value in request.ListFields() if f.name in TAGS]
     if len(kinds) != 1:
         raise ValueError(f"a log entry with {len(kinds)} requests: {[name for name, _ in kinds]}")
     return request.header.ID or request.ID, kinds[0][0], kinds[0][1]
+
+
+def _decode_put(data: bytes) -> tuple[int, str, Any] | None:
+    """The same for a put and a header that has nothing but an id; None if it is not that. Members
+    that did not propose an entry decode it, and most entries are such puts."""
+    try:
+        size, start = read_varint(data, 1, len(data))
+        end = start + size
+        length = data[end + len(_HEADER_TAG)]
+        id_at = end + len(_HEADER_TAG) + 2
+        if data[end:id_at] != _PLAIN_HEADS[length - 1] or id_at + length - 1 != len(data):
+            return None
+        request_id, after = read_varint(data, id_at, len(data))
+    except (IndexError, DecodeError):
+        return None
+    if after != len(data) or not request_id or (length > 10 and data[-1] > 1):
+        return None  # the last: more than 64 bits
+    return request_id, "put", pb.PutRequest.FromString(data[start:end])

@@ -33,6 +33,7 @@ from kvorum.server.applier import Applier
 from kvorum.server.autocompact import AutoCompactor
 from kvorum.server.blame import Blame
 from kvorum.server.booted import Booted
+from kvorum.server.checked import corruption_checks
 from kvorum.server.compaction import Compactions
 from kvorum.server.confchange import Change
 from kvorum.server.diskthread import Disk, DiskThread
@@ -340,6 +341,7 @@ class Server:
         self.leadership, self.catch_up = together.leadership, together.catch_up
         self.members, self.leases = together.members, together.leases
         self.downgrades = together.downgrades
+        self.corruption = corruption_checks(self)
 
     @property
     def storage_version(self) -> str:
@@ -369,6 +371,7 @@ class Server:
         self.every(1.0, lambda: self.hub.tick(self.loop.time()))
         if self._autocompactor is not None:
             self.every(self._autocompactor.interval, self._autocompactor.check)
+        self.corruption.start(self._run_task)
 
     def every(self, seconds: float, work: Callable[[], None]) -> None:
         """Call ``work`` at an interval; a call that was late does not make the next ones early."""
@@ -397,7 +400,7 @@ class Server:
                 self.cluster,
                 self.loop,
                 tick=self.config.tick,
-                patience=self.config.request_timeout,
+                patience=2 * self.config.election_timeout / 1000,
             )
         for timer in self._timers.values():
             timer.cancel()
