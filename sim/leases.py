@@ -12,6 +12,8 @@ from sim.calls import ClientCall, Outcome
 from sim.clients import Caller
 
 KEYS: Final = 3
+PATIENCE: Final = 5.0
+"""Seconds that a renewal may take."""
 
 
 @dataclass(slots=True)
@@ -114,7 +116,7 @@ class LeaseClient:
             return
         calls.append(call)
         call.send(pb.LeaseKeepAliveRequest(ID=hold.id).SerializeToString())
-        self._caller.world.after(2.0, call.end, Outcome(1, error="deadline", by_server=False))
+        self._caller.world.after(PATIENCE, call.end, Outcome(1, error="deadline", by_server=False))
 
     def _let_go(self, hold: Hold) -> None:
         if self._random.random() < 0.4:

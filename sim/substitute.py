@@ -34,7 +34,7 @@ from sim.world import World
 SEGMENT_SIZE: Final = 48 * 1024
 """Of the log: small enough that every run cuts and purges segments."""
 
-BACKLOG: Final = 2000
+BACKLOG: Final = 600
 """Unread bytes of a watch stream from which on its watches wait: so that slow clients are met."""
 _REAL: Final = ("kvorum.testing", "kvorum.h2", "kvorum.log", "kvorum.logsink", "kvorum.cli")
 """Modules that are none of a member's, or that look at the real machine to no effect."""

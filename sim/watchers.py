@@ -29,7 +29,7 @@ class Watcher:
         self._end = end
         self._prev = prev
         self._call: ClientCall | None = None
-        self._read_time = caller.random.choice([0.0, 0.0, 0.03])
+        self._read_time = caller.random.choice([0.0, 0.0, 0.1, 0.4])
         self._parts: list[Event] = []
 
     def start(self) -> None:

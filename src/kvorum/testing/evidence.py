@@ -110,6 +110,35 @@ class Evidence:
         return ""
 
 
+def out_of_order(history: Iterable[Operation]) -> list[Operation]:
+    """Two operations of which the later one was told of an older revision, or of the same one
+    although it wrote; empty if there are none. Such a history needs no search."""
+    told = [op for op in history if op.result is not None and op.result.revision]
+    told = [op for op in told if not (isinstance(op.request, Get) and op.request.serializable)]
+    ended = sorted(told, key=lambda op: op.end)
+    newest: Operation | None = None
+    place = 0
+    for operation in sorted(told, key=lambda op: op.start):
+        while place < len(ended) and ended[place].end < operation.start:
+            if newest is None or _revision(ended[place]) > _revision(newest):
+                newest = ended[place]
+            place += 1
+        if newest is not None and _is_before(operation, _revision(newest)):
+            return [newest, operation]
+    return []
+
+
+def _revision(operation: Operation) -> int:
+    assert operation.result is not None
+    return operation.result.revision
+
+
+def _is_before(operation: Operation, revision: int) -> bool:
+    assert operation.result is not None
+    wrote = writes(operation.request, operation.result)
+    return operation.result.revision < revision + wrote
+
+
 class _Spans:
     """Half-open spans (first, last] of revisions."""
 

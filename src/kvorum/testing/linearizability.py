@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from kvorum.testing.evidence import Evidence, keys_of, writes
+from kvorum.testing.evidence import Evidence, keys_of, out_of_order, writes
 from kvorum.testing.history import Event, Get, Operation, Revoke, Txn, in_range
 from kvorum.testing.kvmodel import State, agrees, events_of, execute
 from kvorum.testing.linked import InFlight
@@ -68,6 +68,12 @@ def check(
     evidence = Evidence(operations, events)
     if evidence.conflict:
         return Verdict(False, explanation=evidence.conflict)
+    wrong = out_of_order(operations)
+    if wrong:
+        text = "the second of these came after the first, but has no newer revision:"
+        return Verdict(
+            False, explanation="\n".join([text, *(f"  {op}" for op in wrong)]), window=wrong
+        )
     start = initial or State()
     if evidence.has_revisions:
         return _Search(operations, evidence, start, max_steps).verdict()
