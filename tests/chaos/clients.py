@@ -12,6 +12,7 @@ from chaos.members import ChaosMember
 from kvorum import errors
 from kvorum.errors import Code
 from kvorum.h2 import Channel, RpcError
+from kvorum.pb import etcdserverpb as pb
 from kvorum.testing.history import Compare, Delete, Get, Operation, Put, Request, Txn
 from sim import words
 
@@ -177,6 +178,41 @@ class Client:
         if chance.random() < 0.2:
             failure = [Put(key, self._value()), Get(other)]
         return Txn(tuple(compares), tuple(success), tuple(failure))
+
+
+class Compactor:
+    """Compacts now and then, some revisions behind what was last heard of."""
+
+    def __init__(
+        self, members: Sequence[ChaosMember], records: Records, chance: Random, interval: float
+    ) -> None:
+        self.stopped = False
+        self.compacted = 0
+        self._records = records
+        self._chance = chance
+        self._interval = interval
+        self._connections = Connections(members, chance)
+
+    async def run(self) -> None:
+        try:
+            while not self.stopped:
+                await asyncio.sleep(self._chance.expovariate(1 / self._interval))
+                revision = self._records.revision - self._chance.randint(0, 100)
+                if revision > max(1, self.compacted):
+                    await self._compact(revision)
+        finally:
+            await self._connections.close()
+
+    async def _compact(self, revision: int) -> None:
+        request = pb.CompactionRequest(revision=revision, physical=self._chance.random() < 0.3)
+        try:
+            channel = self._connections.channel()
+            await channel.unary(words.COMPACT, request.SerializeToString(), timeout=TIMEOUT)
+        except RpcError as error:
+            self._records.failed(error)
+            self._connections.move()
+        else:
+            self.compacted = revision
 
 
 def _was_not_done(error: RpcError) -> bool:

@@ -52,8 +52,10 @@ class Cluster:
         binaries: Mapping[str, Path],
         network: Network | None,
         settings: Settings,
+        log_dir: str | None = None,
     ) -> None:
         self.folder = folder
+        self.log_dir = Path(log_dir) if log_dir else None
         self.network = network
         self.settings = settings
         self.members: dict[str, ChaosMember] = {}
@@ -101,9 +103,15 @@ class Cluster:
             await member.close()
             if member.running:
                 member.crash()
+            self._keep_log(member)
             shutil.rmtree(member.data_dir, ignore_errors=True)
         if self.network is not None:
             self.network.close()
+
+    def _keep_log(self, member: ChaosMember) -> None:
+        if self.log_dir is not None and member.log_path.exists():
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(member.log_path, self.log_dir / f"chaos-{member.name}.log")
 
     # What is seen of it
 
@@ -122,7 +130,7 @@ class Cluster:
         """The one that most members follow, with itself."""
         views = await self.views()
         by_id = {identity: name for name, (identity, _, _) in views.items()}
-        for name, (identity, leader, term) in views.items():
+        for identity, leader, term in views.values():
             if leader == identity:
                 votes = sum((led, at) == (identity, term) for _, led, at in views.values())
                 if 2 * votes > len(self.all):
@@ -157,6 +165,9 @@ class Cluster:
                 state = f"{identity:x} follows {leader:x} in term {term}"
             lines.append(f"{member.name} {state}")
         return "; ".join(lines)
+
+    def log_tails(self, lines: int = 60) -> str:
+        return "\n".join(f"== {m.name}\n{m.log_tail(lines)}" for m in self.all)
 
     async def revision(self) -> int:
         """By a linearizable read."""

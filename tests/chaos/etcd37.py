@@ -15,6 +15,11 @@ BUILT_BY_HAND = "KVORUM_ETCD37"
 """Names a binary to take instead."""
 
 
+def has_go() -> bool:
+    """Whether `etcd37` can be expected to work."""
+    return bool(os.environ.get(BUILT_BY_HAND)) or shutil.which("go") is not None
+
+
 def etcd37() -> tuple[Path | None, str]:
     """The program, or why there is none. Built once for each state of the source."""
     given = os.environ.get(BUILT_BY_HAND)
@@ -22,7 +27,7 @@ def etcd37() -> tuple[Path | None, str]:
         return Path(given), ""
     go = shutil.which("go")
     if go is None:
-        return None, "no Go toolchain to build etcd 3.7 with"
+        return None, "there is no Go toolchain"
     folder = _cache() / _fingerprint()
     program = folder / "etcd"
     folder.mkdir(parents=True, exist_ok=True)

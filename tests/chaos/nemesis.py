@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from chaos.cluster import Cluster
 from chaos.members import ChaosMember
@@ -40,6 +40,13 @@ MOVE_LEADER: Final = Rpc(
 Disturbance = Callable[["Nemesis"], Awaitable[None]]
 
 
+class Blow(NamedTuple):
+    """A disturbance that was made good; ``restarted``: by starting processes."""
+
+    name: str
+    restarted: bool
+
+
 class Nemesis:
     """Disturbs a cluster and makes it good again, as chance has it."""
 
@@ -69,31 +76,32 @@ class Nemesis:
         now = asyncio.get_running_loop().time()
         self.story.append(f"{now:.2f} {text}")
 
-    async def strike(self) -> str:
-        """Do one thing, and take it back; its name. Every kind comes before one comes again."""
+    async def strike(self) -> Blow:
+        """Do one thing, and take it back. Every kind comes before one comes again."""
         if not self._left:
             self._left = sorted(self.kinds)
             self.chance.shuffle(self._left)
         name = self._left.pop()
         self.tell(name)
         await self.kinds[name](self)
-        await self.restore()
+        restarted = await self.restore()
         self.tell("made good")
-        return name
+        return Blow(name, restarted)
 
     async def hold(self, factor: float = 1.0) -> None:
         await asyncio.sleep(self.chance.uniform(*self._hold) * factor)
 
-    async def restore(self) -> None:
-        """The network is whole, and all members run."""
+    async def restore(self) -> bool:
+        """The network is whole, and all members run; whether some had to be started."""
         if self.cluster.network is not None:
             self.cluster.network.heal()
         for member in self.cluster.all:
             if member.paused:
                 member.resume()
-        for member in self.cluster.all:
-            if not member.running:
-                member.spawn()
+        ended = [member for member in self.cluster.all if not member.running]
+        for member in ended:
+            member.spawn()
+        return bool(ended)
 
     async def leader(self) -> ChaosMember:
         await self.cluster.settled(20.0)

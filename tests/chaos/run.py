@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 
-from chaos.clients import Client, Records
+from chaos.clients import Client, Compactor, Records
 from chaos.cluster import ELECTION, Cluster
 from chaos.nemesis import Nemesis
 from chaos.verdicts import verdict
@@ -20,8 +20,13 @@ from kvorum.testing.kvmodel import State
 from sim import words
 
 KEYS = 12
-RETURN = 2 * ELECTION
-"""Seconds within which a cluster that was made whole has a leader."""
+COMPACTION = 1.5
+"""Seconds between two, in the mean."""
+RETURN = 2 * ELECTION + 1.0
+"""Seconds within which a cluster that was made whole has a leader: two election time-outs, after
+what TCP needs to notice that the wire is whole (`network`)."""
+START = 2.0
+"""Seconds more where processes had to start, on a machine that has other things to do."""
 
 
 @dataclass
@@ -50,11 +55,20 @@ class Report:
 class Run:
     """Rounds on one cluster: each begins with all quiet, and with what the last one left."""
 
-    def __init__(self, cluster: Cluster, seed: int, clients: int = 8, watchers: int = 4) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        seed: int,
+        *,
+        clients: int = 8,
+        watchers: int = 4,
+        compacts: bool = True,
+    ) -> None:
         self.cluster = cluster
         self.chance = Random(seed)
         self._clients = clients
         self._watchers = watchers
+        self._compacts = compacts
         self._open: list[Operation] = []
         """Requests of earlier rounds of which nobody knows whether they took effect."""
         self._rounds = 0
@@ -68,33 +82,31 @@ class Run:
         records.operations += self._open
         clients = [self._client(number, records) for number in range(self._clients)]
         watchers = [self._watcher(number, initial) for number in range(self._watchers)]
-        tasks = [asyncio.create_task(each.run()) for each in (*clients, *watchers)]
+        compactor = self._compactor(records)
+        workers = [*clients, *compactor]
+        tasks = [asyncio.create_task(each.run()) for each in (*workers, *watchers)]
         try:
             yield records
-            await self._finish(report, clients, watchers, records, initial, tasks)
+            for worker in workers:
+                worker.stopped = True
+            await asyncio.wait_for(asyncio.gather(*tasks[: len(workers)]), 20.0)
+            await self._judge(report, watchers, records, initial)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _finish(
-        self,
-        report: Report,
-        clients: list[Client],
-        watchers: list[Watcher],
-        records: Records,
-        initial: State,
-        tasks: list[asyncio.Task[None]],
+    async def _judge(
+        self, report: Report, watchers: list[Watcher], records: Records, initial: State
     ) -> None:
-        for client in clients:
-            client.stopped = True
-        await asyncio.wait_for(asyncio.gather(*tasks[: len(clients)]), 20.0)
         revision = await self.cluster.revision()
         await asyncio.gather(*(watcher.reach(revision, 20.0) for watcher in watchers))
         for watcher in watchers:
             watcher.stopped = True
         report.wrong += await self._differences(revision)
-        report.wrong += await asyncio.to_thread(verdict, records, watchers, initial, revision)
+        report.wrong += await asyncio.to_thread(
+            verdict, records, watchers, initial, revision, compacted=self._compacts
+        )
         self._open = [op for op in records.operations if op.result is None]
         report.operations = len(records.operations)
         report.acknowledged = records.acknowledged
@@ -108,6 +120,11 @@ class Run:
         if len(set(hashes.values())) == 1:
             return []
         return [f"members differ at revision {revision}: {hashes}"]
+
+    def _compactor(self, records: Records) -> list[Compactor]:
+        chance = Random(self.chance.random())
+        made = Compactor(self.cluster.all, records, chance, COMPACTION)
+        return [made] if self._compacts else []
 
     def _client(self, number: int, records: Records) -> Client:
         chance = Random(self.chance.random())
@@ -141,15 +158,19 @@ class Run:
         async with self.load(report) as records:
             assert await records.progress(20, 20.0), f"no progress: {records.failures}"
             while loop.time() < end:
-                name = await nemesis.strike()
-                report.returns.append((name, await self.cluster.settled(30.0)))
+                await self._strike(nemesis, report)
                 if not await records.progress(20, 20.0):
-                    report.wrong.append(
-                        f"no progress 20 s after {name!r}: {await self.cluster.describe()}"
-                    )
+                    where = await self.cluster.describe()
+                    report.wrong.append(f"no progress after {nemesis.story[-1]}: {where}")
                     break
-                nemesis.tell("progress")
+                nemesis.tell("writes are acknowledged")
         return report
 
-
-Judge = Callable[[Report], None]
+    async def _strike(self, nemesis: Nemesis, report: Report) -> None:
+        """One disturbance, and how long after it was made good there is a leader again."""
+        blow = await nemesis.strike()
+        took = await self.cluster.settled(30.0)
+        report.returns.append((blow.name, took))
+        nemesis.tell(f"there is a leader after {took:.2f} s")
+        if took > RETURN + START * blow.restarted:
+            report.wrong.append(f"no leader for {took:.2f} s after {blow.name!r} was made good")

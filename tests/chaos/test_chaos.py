@@ -40,13 +40,12 @@ def test_chaos(
 ) -> None:
     seconds = pytestconfig.getoption("chaos_seconds") or SECONDS
     print(f"--chaos-seed {seed} --chaos-seconds {seconds}")
-    uvloop.run(chaos(tmp_path, kvorum, network, seed, seconds))
+    logs = pytestconfig.getoption("server_log_dir")
+    cluster = Cluster(tmp_path, dict.fromkeys("abc", kvorum), network, SETTINGS, logs)
+    uvloop.run(chaos(cluster, seed, seconds))
 
 
-async def chaos(
-    folder: Path, kvorum: Path, network: Network, seed: int, seconds: float
-) -> None:
-    cluster = Cluster(folder, dict.fromkeys("abc", kvorum), network, SETTINGS)
+async def chaos(cluster: Cluster, seed: int, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     try:
@@ -57,8 +56,7 @@ async def chaos(
             report = await run.disturbed(nemesis, min(ROUND, end - loop.time()))
             print(report)
             print(report.failures)
-            for each in report.returns:
-                print(each)
-            assert not report.wrong, "\n".join([*report.wrong, *nemesis.story])
+            told = [*report.wrong, *nemesis.story, cluster.log_tails()]
+            assert not report.wrong, "\n".join(told)
     finally:
         await cluster.close()

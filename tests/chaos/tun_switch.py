@@ -12,6 +12,7 @@ with hosts by number, seconds and a share; it answers ``ok`` when that holds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import json
 import os
@@ -85,10 +86,8 @@ class Switch:
             self._arm()
 
     def _deliver(self, target: int, packet: bytes) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the device is down or full: the packet is lost
             os.write(self._devices[target], packet)
-        except OSError:
-            pass  # the device is down or full: the packet is lost
 
 
 async def main(words: list[str]) -> None:
