@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from kvorum.log import get_logger
 from kvorum.membership import Cluster, Member, Version, parse_version
 from kvorum.membership.version import OWN, InvalidDowngrade, decide
 from kvorum.pb import membershippb
 from kvorum.server.proposer import Proposer, Told
+from kvorum.server.to_leader import Requests
 from kvorum.types import MemberID
 from kvorum.version import ETCD_VERSION
 
@@ -24,27 +25,6 @@ _MAX_REPLY: Final = 64 * 1024
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 lg = get_logger()
-
-
-class Reply(Protocol):
-    @property
-    def status(self) -> int: ...
-    @property
-    def body(self) -> bytes: ...
-
-
-class Requests(Protocol):
-    """Requests to other members, as `peer.http_client.HttpClient` makes them."""
-
-    async def request(
-        self,
-        method: str,
-        url: str,
-        path: str,
-        *,
-        timeout: float,  # noqa: ASYNC109
-        max_body: int = ...,
-    ) -> Reply: ...
 
 
 class MemberVersions:
