@@ -1,12 +1,17 @@
 /* Makes fsync and its kin fail with EIO, for files whose path holds FSYNC_SHIM_MATCH, from the
- * moment the file FSYNC_SHIM_TRIGGER exists. Loaded into the server with LD_PRELOAD. */
+ * moment the file FSYNC_SHIM_TRIGGER exists; those of native asynchronous I/O, too, or, if
+ * FSYNC_SHIM_ASYNC_ONLY is set, only those. Loaded into the server with LD_PRELOAD. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <limits.h>
+#include <linux/aio_abi.h>
+#include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static int must_fail(int fd)
@@ -30,7 +35,7 @@ static int call(const char *name, int fd)
 {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
 
-    if (must_fail(fd)) {
+    if (!getenv("FSYNC_SHIM_ASYNC_ONLY") && must_fail(fd)) {
         errno = EIO;
         return -1;
     }
@@ -39,3 +44,31 @@ static int call(const char *name, int fd)
 
 int fsync(int fd) { return call("fsync", fd); }
 int fdatasync(int fd) { return call("fdatasync", fd); }
+
+static void spoil(struct io_event *event)
+{
+    const struct iocb *operation = (const struct iocb *)(uintptr_t)event->obj;
+
+    if (operation->aio_lio_opcode != IOCB_CMD_FSYNC && operation->aio_lio_opcode != IOCB_CMD_FDSYNC)
+        return;
+    if (must_fail((int)operation->aio_fildes))
+        event->res = -EIO;
+}
+
+/* Of asynchronous syncs it is the news that is changed. */
+long syscall(long number, ...)
+{
+    long (*real)(long, ...) = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+    long a[6], result;
+    va_list rest;
+
+    va_start(rest, number);
+    for (int at = 0; at < 6; at++)
+        a[at] = va_arg(rest, long);
+    va_end(rest);
+    result = real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    if (number == SYS_io_getevents)
+        for (long at = 0; at < result; at++)
+            spoil((struct io_event *)a[3] + at);
+    return result;
+}

@@ -2,15 +2,19 @@
  * holds POWER_SHIM_MATCH, what the write will cover; after each fsync, how far it reached. Loaded
  * with LD_PRELOAD; the journal goes to POWER_SHIM_JOURNAL. power.py reads it. Each fsync is made to
  * take POWER_SHIM_SYNC_MICROSECONDS longer, so that the power is often cut in the middle of one.
+ * An fsync by native asynchronous I/O (io_submit) has happened when io_getevents has told so.
  *
  * Writes through O_DSYNC or O_SYNC descriptors are on the disk when they return: not recorded.
  * Creation, renaming and truncation of files are taken as durable.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/aio_abi.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -197,3 +201,117 @@ static int sync_file(long number, int fd)
 
 int fsync(int fd) { return sync_file(SYS_fsync, fd); }
 int fdatasync(int fd) { return sync_file(SYS_fdatasync, fd); }
+
+/* Asynchronous I/O. A sync under way: its file, and how far it reaches. */
+struct sync {
+    const struct iocb *operation;
+    uint64_t inode, sequence;
+};
+
+static struct sync under_way[64];
+
+static long real_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+    long (*real)(long, ...) = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+    return real(number, a, b, c, d, e, f);
+}
+
+/* The place of an operation, or of none (NULL: a free one). Under the guard. */
+static struct sync *find(const struct iocb *operation)
+{
+    for (size_t at = 0; at < sizeof under_way / sizeof *under_way; at++)
+        if (under_way[at].operation == operation)
+            return &under_way[at];
+    return NULL;
+}
+
+/* Whether this is to be watched; if so, it is from here on. */
+static int begin(const struct iocb *operation)
+{
+    struct stat state;
+    struct sync *place;
+
+    if (operation->aio_lio_opcode != IOCB_CMD_FSYNC && operation->aio_lio_opcode != IOCB_CMD_FDSYNC)
+        return 0;
+    if (!watched((int)operation->aio_fildes, &state))
+        return 0;
+    pthread_mutex_lock(&guard);
+    place = find(NULL);
+    if (!place)
+        abort();
+    *place = (struct sync){operation, state.st_ino, sequence};
+    pthread_mutex_unlock(&guard);
+    return 1;
+}
+
+static void end(const struct io_event *event)
+{
+    struct sync *place;
+
+    pthread_mutex_lock(&guard);
+    place = find((const struct iocb *)(uintptr_t)event->obj);
+    if (place) {
+        struct record entry = {place->sequence, place->inode, SYNC, 0, 0, 0};
+        if (event->res == 0)
+            append(&entry, sizeof entry);
+        place->operation = NULL;
+    }
+    pthread_mutex_unlock(&guard);
+}
+
+struct late {
+    long context;
+    struct iocb *operation;
+};
+
+static void *submit_late(void *argument)
+{
+    struct late late = *(struct late *)argument;
+
+    free(argument);
+    usleep((useconds_t)atoi(getenv("POWER_SHIM_SYNC_MICROSECONDS")));
+    if (real_syscall(SYS_io_submit, late.context, 1, (long)&late.operation, 0, 0, 0) != 1)
+        abort();
+    return NULL;
+}
+
+/* The caller goes on at once, as it would with a disk that takes longer. */
+static long submit(long context, long count, struct iocb **operations)
+{
+    pthread_t thread;
+    struct late *late;
+
+    if (count != 1 || !begin(operations[0]))
+        return real_syscall(SYS_io_submit, context, count, (long)operations, 0, 0, 0);
+    if (!getenv("POWER_SHIM_SYNC_MICROSECONDS")) {
+        if (real_syscall(SYS_io_submit, context, 1, (long)operations, 0, 0, 0) != 1)
+            abort();
+        return 1;
+    }
+    late = malloc(sizeof *late);
+    if (!late)
+        abort();
+    *late = (struct late){context, operations[0]};
+    if (pthread_create(&thread, NULL, submit_late, late) != 0)
+        abort();
+    pthread_detach(thread);
+    return 1;
+}
+
+long syscall(long number, ...)
+{
+    long a[6], result;
+    va_list rest;
+
+    va_start(rest, number);
+    for (int at = 0; at < 6; at++)
+        a[at] = va_arg(rest, long);
+    va_end(rest);
+    if (number == SYS_io_submit)
+        return submit(a[0], a[1], (struct iocb **)a[2]);
+    result = real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    if (number == SYS_io_getevents)
+        for (long at = 0; at < result; at++)
+            end((const struct io_event *)a[3] + at);
+    return result;
+}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from crash.shims import WAYS, build, check_way
 from support.binaries import is_kvorum
 from support.member import Member, MemberExited, MemberFactory
 from support.need import allow, need
@@ -45,6 +46,13 @@ class Ledger:
                 answered += 1
                 self.acked[put.key] = put.value
         return answered
+
+    def write_together(self, before: Callable[[], None]) -> None:
+        """Until the server is gone, by four clients at a time."""
+        with ThreadPoolExecutor(3) as pool:
+            for size in (102, 104, 106):
+                pool.submit(self.write, 20_000, size)
+            self.write(20_000, before=before)
 
     def check(self) -> None:
         """Everything acknowledged can be read; nothing was changed."""
@@ -193,41 +201,51 @@ def test_a_garbled_database_is_never_served(member: Member, damage: Callable[[Pa
     ledger.check()
 
 
-@pytest.fixture
-def shim(tmp_path: Path) -> Path:
-    """The library that makes fsync fail."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    allow(compiler is not None, "no C compiler for the fsync shim")
-    library = tmp_path / "fsync_shim.so"
-    source = Path(__file__).with_name("fsync_shim.c")
-    command = [str(compiler), "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
-    subprocess.run(command, check=True)
-    return library
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The libraries that make fsync fail, and that refuse asynchronous I/O."""
+    return build(tmp_path_factory.mktemp("shim"), "refuse_shim", "fsync_shim")
 
 
-def shim_env(shim: Path, trigger: Path, match: str) -> dict[str, str]:
+def shim_env(shim: str, trigger: Path, match: str) -> dict[str, str]:
     return {
-        "LD_PRELOAD": str(shim),
+        "LD_PRELOAD": shim,
         "FSYNC_SHIM_TRIGGER": str(trigger),
         "FSYNC_SHIM_MATCH": match,
     }
 
 
-def test_the_shim_itself_works(shim: Path, tmp_path: Path) -> None:
+DIRECTLY = "os.fdatasync(fd)"
+BY_THE_KERNEL = """
+    from caio import linux_aio
+    context, results = linux_aio.Context(max_requests=1), []
+    operation = linux_aio.Operation.fdsync(fd)
+    operation.set_callback(results.append)
+    context.submit(operation)
+    context.process_events(1, 1, 10)
+    if results[0]:
+        raise OSError(5, os.strerror(2**64 - results[0]))
+"""
+
+
+@pytest.mark.parametrize("sync", [DIRECTLY, BY_THE_KERNEL])
+def test_the_shim_itself_works(shim: str, tmp_path: Path, sync: str) -> None:
     """It fails only files that match, and only once the trigger is there."""
     trigger = tmp_path / "now"
     program = f"""
 import os, pathlib
-def sync(name):
+def sync(fd):
+    {sync}
+def told(name):
     with open(name, "wb") as file:
         try:
-            os.fdatasync(file.fileno())
+            sync(file.fileno())
             return "ok"
         except OSError as error:
             return error.strerror
-print(sync("a.wal"), sync("b.txt"))
+print(told("a.wal"), told("b.txt"))
 pathlib.Path({str(trigger)!r}).touch()
-print(sync("a.wal"), sync("b.txt"), sep=", ")
+print(told("a.wal"), told("b.txt"), sep=", ")
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -240,19 +258,24 @@ print(sync("a.wal"), sync("b.txt"), sep=", ")
     assert done.stdout.splitlines() == ["ok ok", f"{_EIO}, ok"]
 
 
-@pytest.mark.parametrize("match", [".wal", "/member/snap/"])
+@pytest.mark.parametrize(
+    ("match", "way"), [*((".wal", way) for way in WAYS), ("/member/snap/", "not there")]
+)
 def test_a_failing_fsync_ends_the_server_and_loses_nothing(
-    member: Member, kvorum: Path, shim: Path, tmp_path: Path, match: str
+    members: MemberFactory, kvorum: Path, shim: str, tmp_path: Path, match: str, way: str
 ) -> None:
     """After a failed fsync nobody knows what is on the disk: not one more acknowledgement."""
     # Go programs call the kernel without the C library, so the shim cannot reach them.
     need(is_kvorum(kvorum), "the shim works on dynamically linked programs only")
     trigger = tmp_path / "now"
-    member.spawn(shim_env(shim, trigger, match))
+    member = members(kvorum)
+    only = {"FSYNC_SHIM_ASYNC_ONLY": "1"} if way == "by the kernel" else {}
+    member.spawn(shim_env(shim, trigger, match) | WAYS[way] | only)
     member.wait_ready()
     ledger = Ledger(member.endpoint)
-    ledger.write(20_000, before=trigger.touch)
+    ledger.write_together(before=trigger.touch)
     check_clear_end(member, _EIO, "EIO")
+    check_way(member, way)
     member.start()
     ledger.check()
     assert ledger.write(20) == 20

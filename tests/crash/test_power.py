@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,11 @@ from pathlib import Path
 import pytest
 from crash.harness import CrashRun
 from crash.power import cut_power, unsynced
+from crash.shims import WAYS, build
 from crash.workload import Epoch
 from support.binaries import is_kvorum
 from support.member import Member, MemberFactory
-from support.need import allow, need
+from support.need import need
 from support.seeds import fresh_seed
 
 CYCLES = 3
@@ -26,14 +26,8 @@ FLAGS = ["--log-level=warn", "--snapshot-count=500"]
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    allow(compiler is not None, "no C compiler for the shim")
-    library = tmp_path_factory.mktemp("shim") / "power_shim.so"
-    source = Path(__file__).with_name("power_shim.c")
-    flags = ["-shared", "-fPIC", "-O1", "-pthread"]
-    subprocess.run([str(compiler), *flags, "-o", str(library), str(source)], check=True)
-    return library
+def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build(tmp_path_factory.mktemp("shim"), "refuse_shim", "power_shim")
 
 
 @pytest.fixture
@@ -41,9 +35,9 @@ def seed(pytestconfig: pytest.Config) -> int:
     return pytestconfig.getoption("crash_seed") or fresh_seed()
 
 
-def shim_env(shim: Path, journal: Path, match: str) -> dict[str, str]:
+def shim_env(shim: str, journal: Path, match: str) -> dict[str, str]:
     return {
-        "LD_PRELOAD": str(shim),
+        "LD_PRELOAD": shim,
         "POWER_SHIM_JOURNAL": str(journal),
         "POWER_SHIM_MATCH": match,
     }
@@ -63,7 +57,7 @@ class PowerCut:
         self.undone += cut_power(self.journal, self.run.member.data_dir, self.rng)
 
 
-def power_run(member: Member, shim: Path, seed: int) -> tuple[CrashRun, PowerCut]:
+def power_run(member: Member, shim: str, seed: int) -> tuple[CrashRun, PowerCut]:
     journal = member.folder / "journal"
     member.env |= shim_env(shim, journal, "/member/")
     member.env["POWER_SHIM_SYNC_MICROSECONDS"] = "4000"
@@ -72,12 +66,18 @@ def power_run(member: Member, shim: Path, seed: int) -> tuple[CrashRun, PowerCut
 
 
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("way", ["by the kernel", "not there"])
 def test_power_cuts_lose_nothing_acknowledged(
-    members: MemberFactory, kvorum: Path, shim: Path, seed: int, pytestconfig: pytest.Config
+    members: MemberFactory,
+    kvorum: Path,
+    shim: str,
+    seed: int,
+    way: str,
+    pytestconfig: pytest.Config,
 ) -> None:
     need(is_kvorum(kvorum), "the shim works on dynamically linked programs only")
     print(f"--crash-seed {seed}")
-    run, cut = power_run(members(kvorum, flags=FLAGS), shim, seed)
+    run, cut = power_run(members(kvorum, flags=FLAGS, env=WAYS[way]), shim, seed)
     for _ in range(pytestconfig.getoption("crash_cycles") or CYCLES):
         run.cycle(cut)
     print(f"{run.acked} acknowledged writes, {cut.undone} writes to the disk undone")
@@ -85,7 +85,7 @@ def test_power_cuts_lose_nothing_acknowledged(
 
 
 def test_a_server_that_does_not_sync_is_found(
-    members: MemberFactory, kvorum: Path, shim: Path
+    members: MemberFactory, kvorum: Path, shim: str
 ) -> None:
     """--unsafe-no-fsync does what it says, and the test above would notice."""
     need(is_kvorum(kvorum), "the shim works on dynamically linked programs only")
@@ -96,13 +96,25 @@ def test_a_server_that_does_not_sync_is_found(
         run.cycle(cut)
 
 
-def test_the_journal_knows_what_is_synced(shim: Path, tmp_path: Path) -> None:
+BY_THE_KERNEL = """
+from caio import linux_aio
+context = linux_aio.Context(max_requests=2)
+context.submit(linux_aio.Operation.fdsync(fd))
+assert context.process_events(1, 1, 10) == 1
+"""
+NOT_TOLD = "context.submit(linux_aio.Operation.fdsync(fd))"
+
+
+@pytest.mark.parametrize(
+    ("sync", "last"), [("os.fdatasync(fd)", ""), (BY_THE_KERNEL, ""), (BY_THE_KERNEL, NOT_TOLD)]
+)
+def test_the_journal_knows_what_is_synced(shim: str, tmp_path: Path, sync: str, last: str) -> None:
     """Every kind of write, before and after an fsync, undone to the synced state."""
-    program = """
+    program = f"""
 import os
 fd = os.open("member/file", os.O_RDWR | os.O_CREAT)
 os.write(fd, b"aaaabbbbcccc")
-os.fdatasync(fd)
+{sync}
 os.lseek(fd, 4, os.SEEK_SET)
 os.write(fd, b"XX")
 os.writev(fd, [b"Y", b"Y"])
@@ -111,6 +123,7 @@ os.pwritev(fd, [b"W", b"W"], 10)
 os.pwrite(fd, b"beyond", 12)
 sure = os.open("member/sure", os.O_WRONLY | os.O_CREAT | os.O_DSYNC)
 os.write(sure, b"kept")
+{last}
 os.kill(os.getpid(), 9)
 """
     (tmp_path / "member").mkdir()

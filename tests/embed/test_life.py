@@ -35,6 +35,7 @@ from kvorum.errors import Code
 from kvorum.h2 import Channel, RpcError
 from kvorum.pb import etcdserverpb as pb
 from kvorum.server.errors import BadDataDirectory, BadInitialCluster, StartError
+from kvorum.server.kernelsync import KernelSync
 from kvorum.server.publisher import Publisher
 from kvorum.types import Index
 from kvorum.wal import WriteFailed
@@ -379,6 +380,8 @@ async def test_a_publication_that_was_lost_is_made_again(
 async def test_a_disk_that_fails_under_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where the log's thread syncs."""
+    monkeypatch.setattr(KernelSync, "open", lambda loop: None)
     config = config_of(tmp_path, unsafe_no_fsync=False)
     member = Member(config)
     await member.start()
