@@ -121,6 +121,8 @@ class Member:
         self._server = Server(
             self.config, self.telemetry, booted, make_transport=peering.connect, http=http
         )
+        if booted.applied and self.config.feature_gates.enabled("InitialCorruptCheck"):
+            await self._server.corruption.initial_check()
         try:
             await peering.listen(self._server, peers)
         except OSError as error:

@@ -17,6 +17,7 @@ from kvorum.peer.interface import Host, Transport
 from kvorum.peer.rafthttp import Rafthttp
 from kvorum.peer.service import PEER_LIMITS, PeerService, wants_source
 from kvorum.server.booted import Booted
+from kvorum.server.peer_hashes import HASH_PATH, HashRoute
 from kvorum.server.peer_routes import peer_routes
 from kvorum.server.server import Server
 from kvorum.telemetry import Telemetry
@@ -63,6 +64,7 @@ class Peering:
         assert self._service is not None, "the server has no transport yet"
         for path, handler in peer_routes(server).items():
             self._service.mount(path, handler)
+        self._service.mount(HASH_PATH, HashRoute(server.cluster, server.store).handle)
         limits = replace(
             PEER_LIMITS,
             http_idle_timeout=self._config.raft_read_timeout,

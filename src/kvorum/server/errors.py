@@ -28,6 +28,10 @@ class DiscoveryFailed(StartError):
     """The discovery service did not tell the members of the new cluster."""
 
 
+class CorruptMember(StartError):
+    """The member holds something else than the others."""
+
+
 class MemberRemoved(StartError):
     """The member does not belong to its cluster any more. That is no failure: it ends with 0."""
 
