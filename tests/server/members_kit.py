@@ -215,6 +215,7 @@ class Bench:
     def led_by(self, leader: MemberID) -> None:
         self.raft.leader = leader
         self.leadership.changed()
+        self.to_leader.leader_changed()
 
     def apply_to(self, index: int) -> None:
         self.applier.index = Index(index)

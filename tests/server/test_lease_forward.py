@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from members_kit import ME, TWO, Asked, Bench, Reply, member, on_a_loop, url_of
+from members_kit import ME, THREE, TWO, Asked, Bench, Reply, member, on_a_loop, url_of
 
 from kvorum import errors
 from kvorum.lease.lessor import Lessor, NotPrimary
@@ -116,6 +116,46 @@ async def test_nobody_answers_in_time() -> None:
     bench.led_by(MemberID(0))
     with pytest.raises(errors.NoLeader):
         await bench.leases.renew(LEASE)
+
+
+@on_a_loop
+async def test_a_leader_that_is_cut_off_is_not_waited_for() -> None:
+    """It would never answer, and the next leader could."""
+    bench = following()
+    bench.cluster.add(member(THREE))
+    never = asyncio.get_running_loop().create_future()
+
+    async def request(method: str, url: str, path: str, **fields: object) -> Reply:
+        if url == url_of(TWO):
+            await never
+        return kept(30)
+
+    bench.http.request = request  # type: ignore[assignment,method-assign]
+    task = asyncio.ensure_future(bench.leases.renew(LEASE))
+    for leader in (TWO, MemberID(0), THREE):
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        bench.led_by(leader)
+    assert await task == 30
+
+
+@on_a_loop
+async def test_who_gives_up_leaves_nothing_behind() -> None:
+    bench = following()
+    asked = asyncio.Event()
+
+    async def request(method: str, url: str, path: str, **fields: object) -> Reply:
+        asked.set()
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    bench.http.request = request  # type: ignore[assignment,method-assign]
+    task = asyncio.ensure_future(bench.leases.renew(LEASE))
+    await asked.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert bench.to_leader._under_way == {}
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 @on_a_loop

@@ -72,6 +72,9 @@ class Leadership:
 
     # Believing in oneself
 
+    def is_led_by(self, member: MemberID) -> bool:
+        return self._raft.leader == member
+
     @property
     def leads_here(self) -> bool:
         """Whether this member leads, as far as it knows."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from kvorum import errors
 from kvorum.server.leadership import Leadership
@@ -76,6 +76,14 @@ class ToLeader:
         self._timeout = timeout
         self._loop = loop
         self._waiting = 0
+        self._under_way: dict[asyncio.Future[Any], MemberID] = {}
+
+    def leader_changed(self) -> None:
+        """Somebody else leads, or nobody: who is asked now may have been cut off, and never answer.
+        The next leader is asked instead."""
+        for attempt, asked in list(self._under_way.items()):
+            if not self._leadership.is_led_by(asked):
+                attempt.cancel()
 
     def deadline(self) -> float:
         """Until when a request that begins now may take (loop time)."""
@@ -107,7 +115,19 @@ class ToLeader:
                 if left <= 0:
                     raise errors.Timeout
                 try:
-                    return await attempt(url, left)
+                    return await self._try(attempt(url, left), leader.id)
                 except (OSError, TryAgain):
                     continue
             await asyncio.sleep(PAUSE)
+
+    async def _try(self, work: Awaitable[T], asked: MemberID) -> T:
+        attempt = asyncio.ensure_future(work)
+        self._under_way[attempt] = asked
+        try:
+            await asyncio.wait((attempt,))
+        finally:
+            del self._under_way[attempt]
+            attempt.cancel()
+        if attempt.cancelled():
+            raise TryAgain("the leader is another")
+        return attempt.result()

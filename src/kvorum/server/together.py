@@ -81,7 +81,7 @@ class Together:
             raft=parts.raft, cluster=cluster, reads=parts.reads, tick=config.tick, loop=loop
         )
         self.catch_up = CatchUp(parts.raft, parts.applier, loop)
-        to_leader = ToLeader(
+        self._to_leader = to_leader = ToLeader(
             local=cluster.local,
             http=http,
             leadership=self.leadership,
@@ -133,6 +133,7 @@ class Together:
 
     def leader_changed(self, *, is_leader: bool) -> None:
         self.leadership.changed()
+        self._to_leader.leader_changed()
         if is_leader:
             self.cluster_version.check()
         else:
