@@ -10,8 +10,6 @@ from typing import Any, Final
 
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb.wire import MORE14, delimited, int64_field, tag, varint
-from kvorum.raft.errors import DecodeError
-from kvorum.raft.wire import read_varint
 from kvorum.types import MemberID
 
 _FIELDS: Final = {
@@ -22,7 +20,6 @@ _FIELDS: Final = {
 TAGS: Final = {name: tag(field.number, 2) for name, field in _FIELDS.items()}
 """The key bytes of each kind of request, by its name: ``put``, ``txn``, ``lease_grant`` ..."""
 
-_PUT_TAG: Final = TAGS["put"]
 _HEADER_TAG: Final = tag(100, 2)
 _PLAIN_HEADS: Final = tuple(_HEADER_TAG + varint(1 + size) + b"\x08" for size in range(11))
 """What stands before the id in a header that has nothing else, by the size of the id's varint."""
@@ -79,7 +76,7 @@ def encode_request(
 _PLAIN: Final = {
     TAGS[name][0]: (name, getattr(pb, field.message_type.name).FromString)
     for name, field in _FIELDS.items()
-    if len(TAGS[name]) == 1
+    if len(TAGS[name]) == 1 and field.message_type is not None
 }
 """Name and parser of the kinds whose key is one byte, by that byte."""
 
@@ -141,30 +138,8 @@ def decode_request(data: bytes) -> tuple[int, str, Any]:
         ValueError: the entry holds no request, or more than one.
         google.protobuf.message.DecodeError: the bytes do not parse.
     """
-    if data.startswith(_PUT_TAG):
-        put = _decode_put(data)
-        if put is not None:
-            return put
     request = pb.InternalRaftRequest.FromString(data)
     kinds = [(f.name, value) for f, value in request.ListFields() if f.name in TAGS]
     if len(kinds) != 1:
         raise ValueError(f"a log entry with {len(kinds)} requests: {[name for name, _ in kinds]}")
     return request.header.ID or request.ID, kinds[0][0], kinds[0][1]
-
-
-def _decode_put(data: bytes) -> tuple[int, str, Any] | None:
-    """The same for a put and a header that has nothing but an id; None if it is not that. Members
-    that did not propose an entry decode it, and most entries are such puts."""
-    try:
-        size, start = read_varint(data, 1, len(data))
-        end = start + size
-        length = data[end + len(_HEADER_TAG)]
-        id_at = end + len(_HEADER_TAG) + 2
-        if data[end:id_at] != _PLAIN_HEADS[length - 1] or id_at + length - 1 != len(data):
-            return None
-        request_id, after = read_varint(data, id_at, len(data))
-    except (IndexError, DecodeError):
-        return None
-    if after != len(data) or not request_id or (length > 10 and data[-1] > 1):
-        return None  # the last: more than 64 bits
-    return request_id, "put", pb.PutRequest.FromString(data[start:end])
