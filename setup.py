@@ -38,7 +38,9 @@ HOT = {
         "codec core election following heartbeat log progress quorum rawnode read_only reads "
         "ready replication sizes step tracker types unstable wire"
     ),
-    "server": "applier diskthread header logwriter proposer quota raftnode ranges reads request txn",
+    "server": (
+        "applier diskthread header logwriter proposer quota raftnode ranges reads request txn"
+    ),
     "wal": "encoder log record",
 }
 """What a request passes on its way. Not the modules whose classes are subclassed elsewhere
