@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 from collections.abc import Callable
@@ -210,11 +211,27 @@ def test_etcd_starts_on_a_backup_that_a_member_beside_it_gave(
         join(client, etcd, second)
         saved = save(tool, second, tmp_path / "backup")
         assert client.call(HASH_KV).hash == saved.hash
+        assert peer_hash(second, 310) == peer_hash(etcd, 310)
     restored = members(reference.etcd, flags=FLAGS, name="restored")
     restore(tool, saved, restored)
     restored.start()
     with Client(restored.endpoint).wait_connected() as client:
         check(client, saved)
+
+
+def peer_hash(member: Member, revision: int) -> dict[str, Any]:
+    """What a member tells its peers, without what etcd 3.5 does not tell."""
+    connection = http.client.HTTPConnection("127.0.0.1", member.peer_port, timeout=20)
+    try:
+        body = json.dumps({"revision": revision})
+        connection.request("GET", "/members/hashkv", body)
+        reply = connection.getresponse()
+        found: dict[str, Any] = json.loads(reply.read())
+    finally:
+        connection.close()
+    assert found.pop("hash_revision", revision) == revision
+    assert (reply.status, found["compact_revision"]) == (200, 300)
+    return found
 
 
 def join(client: Client, first: Member, second: Member) -> None:

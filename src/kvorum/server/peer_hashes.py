@@ -74,12 +74,18 @@ class HashRoute:
 
 def _asked_revision(body: bytes) -> int:
     """Raises ValueError."""
-    fields = json.loads(body)
-    if fields is None:
-        return 0
-    if not isinstance(fields, dict):
-        raise ValueError("no object")
-    return _int64(fields, "revision")
+    return _int64(_parsed(body) or {}, "revision")
+
+
+def _parsed(body: bytes) -> dict[str, Any] | None:
+    """An object of JSON, or null. Raises ValueError."""
+    try:
+        fields = json.loads(body)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if fields is not None and not isinstance(fields, dict):
+        raise ValueError(f"no object: {body[:200]!r}")
+    return fields
 
 
 def _int64(fields: Mapping[str, Any], name: str) -> int:
@@ -188,8 +194,8 @@ def _decode(reply: Reply) -> tuple[KeyValueHash, int]:
             if reply.status == status and part in text:
                 raise error()
         raise ValueError(f"unknown error: {reply.status} {text[:200]}")
-    fields = json.loads(reply.body)
-    if not isinstance(fields, dict) or not isinstance(fields.get("header"), dict):
+    fields = _parsed(reply.body) or {}
+    if not isinstance(fields.get("header"), dict):
         raise ValueError(f"not a hash: {reply.body[:200]!r}")
     found = KeyValueHash(
         _int64(fields, "hash"), _int64(fields, "compact_revision"), _int64(fields, "hash_revision")
