@@ -135,8 +135,7 @@ class LogWriter:
 
     def _synced(self, error: OSError | None) -> None:
         """The kernel is done. What waits is begun before the answer to this is worked on."""
-        done, self._syncing = self._syncing, None
-        assert done is not None
+        done = self._take_done()
         result: WriteTimes | WALError
         try:
             result = self._wal.finish(perf_counter() - self._began, error)
@@ -145,6 +144,13 @@ class LogWriter:
         while self._waiting and self._syncing is None:
             self._waiting.popleft()()
         self._written(result, done)
+
+    def _take_done(self) -> Done:
+        """In a method of its own, or the type checker, and so the compiler, would take it that
+        nothing is being synced as long as `_synced` goes on."""
+        done, self._syncing = self._syncing, None
+        assert done is not None
+        return done
 
     def _in_thread(self, work: Callable[[], WriteTimes], done: Done) -> None:
         self._disk.submit(work, lambda result: self._written(result, done))
