@@ -14,6 +14,7 @@ from kvorum import errors, failpoint
 from kvorum.errors import Code
 from kvorum.h2 import StreamCall
 from kvorum.pb import etcdserverpb as pb
+from kvorum.wal import WriteTimes
 
 STREAM = "/etcdserverpb.KV/RangeStream"
 ALL = {"key": b"\0", "range_end": b"\0"}
@@ -181,7 +182,7 @@ async def test_methods_that_are_not_there(tmp_path: Path, path: str, text: str) 
 async def test_a_deadline_ends_a_call_and_not_the_request(tmp_path: Path) -> None:
     """The client hears at once; the entry is in the log and will be applied."""
     async with serving(tmp_path) as (member, client):
-        member.server.raft._quick = False  # the log's thread writes, as with a slow disk
+        member.server._disk._times = WriteTimes(0.0, 1.0)  # so the log's thread writes the next
         failpoint.enable("walBeforeSync", "1*sleep(300)")
         try:
             late = client.channel.unary(

@@ -460,6 +460,7 @@ async def test_a_write_that_fails_while_the_member_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop does not hear of it any more, and meets the failed log itself."""
+    monkeypatch.setattr(KernelSync, "open", lambda loop: None)
     monkeypatch.setattr(embed, "DRAIN_SECONDS", 0.05)
     config = config_of(tmp_path, unsafe_no_fsync=False)
     member = Member(config)

@@ -19,6 +19,7 @@ from kvorum.embed import Member
 from kvorum.pb import etcdserverpb as pb
 from kvorum.server import server as server_module
 from kvorum.server.autocompact import RevisionPolicy
+from kvorum.server.kernelsync import KernelSync
 from kvorum.server.publisher import Publisher
 from kvorum.types import MemberID, Term
 from kvorum.wal import WriteFailed
@@ -187,6 +188,7 @@ async def test_a_disk_that_fails_before_the_member_is_ready(
 
     with monkeypatch.context() as patch:
         patch.setattr("kvorum.wal.log.sync_data", broken)
+        patch.setattr(KernelSync, "open", lambda loop: None)  # the log's thread syncs
         for _ in range(2):
             with pytest.raises(WriteFailed, match="Input/output error"):
                 await Member(config).start()
