@@ -81,35 +81,15 @@ class Together:
             raft=parts.raft, cluster=cluster, reads=parts.reads, tick=config.tick, loop=loop
         )
         self.catch_up = CatchUp(parts.raft, parts.applier, loop)
-        self._to_leader = to_leader = ToLeader(
+        self._to_leader = ToLeader(
             local=cluster.local,
             http=http,
             leadership=self.leadership,
             timeout=config.request_timeout,
             loop=loop,
         )
-        self.members = MemberChanges(
-            cluster=cluster,
-            raft=parts.raft,
-            transport=parts.raft.transport,
-            leadership=self.leadership,
-            catch_up=self.catch_up,
-            to_leader=to_leader,
-            metrics=metrics,
-            strict=config.strict_reconfig_check,
-            wall_clock=unix_time,
-            loop=loop,
-        )
-        self.leases = Leases(
-            lessor=parts.lessor,
-            proposer=parts.proposer,
-            leadership=self.leadership,
-            catch_up=self.catch_up,
-            to_leader=to_leader,
-            fast=config.feature_gates.enabled("FastLeaseKeepAlive"),
-            now=parts.now,
-            loop=loop,
-        )
+        self.members = self._build_members(metrics, unix_time)
+        self.leases = self._build_leases()
         versions = MemberVersions(cluster, http, config.request_timeout)
         self.cluster_version = ClusterVersion(
             cluster=cluster, proposer=parts.proposer, members=versions, spawn=spawn
@@ -120,6 +100,36 @@ class Together:
             reads=parts.reads,
             members=versions,
             loop=loop,
+        )
+
+    def _build_members(
+        self, metrics: ServerMetrics, unix_time: Callable[[], float]
+    ) -> MemberChanges:
+        parts = self._parts
+        return MemberChanges(
+            cluster=parts.cluster,
+            raft=parts.raft,
+            transport=parts.raft.transport,
+            leadership=self.leadership,
+            catch_up=self.catch_up,
+            to_leader=self._to_leader,
+            metrics=metrics,
+            strict=parts.config.strict_reconfig_check,
+            wall_clock=unix_time,
+            loop=parts.loop,
+        )
+
+    def _build_leases(self) -> Leases:
+        parts = self._parts
+        return Leases(
+            lessor=parts.lessor,
+            proposer=parts.proposer,
+            leadership=self.leadership,
+            catch_up=self.catch_up,
+            to_leader=self._to_leader,
+            fast=parts.config.feature_gates.enabled("FastLeaseKeepAlive"),
+            now=parts.now,
+            loop=parts.loop,
         )
 
     def chores(self) -> list[tuple[float, Callable[[], None]]]:
