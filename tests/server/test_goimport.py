@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 
 from kvorum.backend import Backend, CommitError, bulk
 from kvorum.backend.database import Database
+from kvorum.server import goimport
 from kvorum.server.errors import BadDataDirectory
-from kvorum.server.goimport import import_go_database
-from kvorum.snap import BoltWriter
+from kvorum.server.goimport import Interrupted, import_go_database
+from kvorum.snap import BoltWriter, convert
 
 CONTENT = {
     b"alarm": [(b"\x08\x01\x10\x01", b"")],
@@ -124,5 +126,37 @@ def test_a_disk_that_is_full(source: Path, target: Path, monkeypatch: pytest.Mon
         with pytest.raises(CommitError, match="No space left"):
             import_go_database(source, target)
     assert not target.exists()
+    import_go_database(source, target)
+    assert content_of(target) == CONTENT
+
+
+def test_progress_of_a_large_one_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ten times at the most, up to the end; a small one only begins and ends."""
+    revs = [(i.to_bytes(8, "big") + b"_" + bytes(8), bytes(300)) for i in range(5000)]
+    write_bolt(tmp_path / "db", {b"key": revs})
+    monkeypatch.setattr(convert, "PROGRESS_PAGES", 8)
+    import_go_database(tmp_path / "db", tmp_path / "small")
+    assert len(capfd.readouterr().err.splitlines()) == 2
+    monkeypatch.setattr(goimport, "_LARGE", 0)
+    import_go_database(tmp_path / "db", tmp_path / "large")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    first, *between, last = lines
+    assert first["msg"] == "converting the database of etcd"
+    assert [line["percent"] for line in between] == list(range(10, 101, 10))
+    size = (tmp_path / "db").stat().st_size
+    assert {line["total-bytes"] for line in between} == {size}
+    assert last["msg"] == "converted the database of etcd; the original was kept"
+    assert last["entries"] == 5000
+
+
+def test_one_that_is_not_wanted_any_more(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "PROGRESS_PAGES", 1)
+    with pytest.raises(Interrupted):
+        import_go_database(source, target, stopping=lambda: True)
+    assert list(target.parent.iterdir()) == [source]
     import_go_database(source, target)
     assert content_of(target) == CONTENT

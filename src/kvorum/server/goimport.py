@@ -8,6 +8,7 @@ database is copied into a new file beside the old one, which stays as it is.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,20 +25,28 @@ _LARGE: Final = 64 << 20
 lg = get_logger()
 
 
-def import_go_database(source: Path, target: Path) -> None:
-    """Copy every bucket of the bbolt file ``source`` into a new backend file ``target``.
+class Interrupted(Exception):
+    """The conversion is not wanted any more."""
+
+
+def import_go_database(
+    source: Path, target: Path, *, stopping: Callable[[], bool] = lambda: False
+) -> None:
+    """Copy every bucket of the bbolt file ``source`` into a new backend file ``target``. It takes
+    some seconds for a gigabyte, and is given up soon after ``stopping`` is true.
 
     The target appears whole, by a rename, or not at all.
 
     Raises:
         BadDataDirectory: the source cannot be read, or holds what etcd never writes.
         BackendError: the target cannot be written.
+        Interrupted: it was given up.
     """
     unfinished = target.with_name(target.name + ".import")
     remove_partial(unfinished)
     lg.info("converting the database of etcd", source=str(source), target=str(target))
     try:
-        entries = convert_bolt(source, unfinished, ProgressLog(source))
+        entries = convert_bolt(source, unfinished, _Progress(source, stopping))
     except BoltError as error:
         raise BadDataDirectory(f"cannot convert the database of etcd: {error}") from error
     os.rename(unfinished, target)
@@ -45,14 +54,17 @@ def import_go_database(source: Path, target: Path) -> None:
     lg.info("converted the database of etcd; the original was kept", entries=entries)
 
 
-class ProgressLog:
+class _Progress:
     """Says ten times how far the conversion of a large file has come."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, stopping: Callable[[], bool]) -> None:
         self._source = source
+        self._stopping = stopping
         self._told = 0
 
     def __call__(self, done: int, total: int) -> None:
+        if self._stopping():
+            raise Interrupted
         step = done * _STEPS // total
         if total >= _LARGE and step > self._told:
             self._told = step

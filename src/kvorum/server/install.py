@@ -66,6 +66,7 @@ class SnapshotInstaller:
         self._wanted: Snapshot | None = None
         self._logged: set[Index] = set()  # those whose databases are needed, here or at a restart
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self.busy = False
         """Whether the state is about to be replaced, so that what is in memory belongs to the old
         one."""
@@ -101,6 +102,7 @@ class SnapshotInstaller:
 
     async def stop(self) -> None:
         """Let go; the next start completes what is not complete."""
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -128,7 +130,9 @@ class SnapshotInstaller:
         converted = self._files.directory / CONVERTED
         if failpoint.active:
             failpoint.hit("applyBeforeOpenSnapshot")
-        await self._backend.in_thread(lambda: import_go_database(received, converted))
+        await self._backend.in_thread(
+            lambda: import_go_database(received, converted, stopping=lambda: self._stopping)
+        )
         if self._wanted is not None:
             return  # it is out of date before it was in use
         self._backend.on_replace = lambda: self._take(snapshot)
