@@ -137,6 +137,15 @@ class Cluster:
                     return self.members[by_id[identity]]
         return None
 
+    async def started(self, seconds: float) -> None:
+        """Wait until all members that were started have come so far that they speak with peers."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while not all(member.speaks_with_peers() for member in self.all):
+            self.check_alive()
+            assert loop.time() < end, f"not started within {seconds} s: {await self.describe()}"
+            await asyncio.sleep(POLL)
+
     async def settled(self, seconds: float) -> float:
         """Wait until a majority follows a leader; how long that took."""
         loop = asyncio.get_running_loop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ class ChaosMember(Member):
         self.initial = ""
         self.paused = False
         self.failpoint_port = 0
+        self._log_start = 0
         self._channel: Channel | None = None
 
     @property
@@ -105,10 +105,15 @@ class ChaosMember(Member):
         self.paused = False
         return self.kill()
 
-    def log_since(self, offset: int) -> str:
+    def spawn(self, extra_env: Mapping[str, str] | None = None) -> None:
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        super().spawn(extra_env)
+
+    def speaks_with_peers(self) -> bool:
+        """Whether it has come so far since it was started."""
         with self.log_path.open("rb") as log:
-            log.seek(offset, os.SEEK_SET)
-            return log.read().decode("utf-8", "replace")
+            log.seek(self._log_start)
+            return b"serving peer traffic" in log.read()
 
     # Asking
 

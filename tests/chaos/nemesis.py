@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final
 
 from chaos.cluster import Cluster
 from chaos.members import ChaosMember
 from chaos.network import Network, both_ways
-from support.rpc import Rpc
+from chaos.replacing import replace
+from support.rpc import DEFRAGMENT, Rpc
 
 from kvorum.pb import etcdserverpb as pb
 
@@ -38,13 +39,6 @@ MOVE_LEADER: Final = Rpc(
     "/etcdserverpb.Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse
 )
 Disturbance = Callable[["Nemesis"], Awaitable[None]]
-
-
-class Blow(NamedTuple):
-    """A disturbance that was made good; ``restarted``: by starting processes."""
-
-    name: str
-    restarted: bool
 
 
 class Nemesis:
@@ -76,32 +70,32 @@ class Nemesis:
         now = asyncio.get_running_loop().time()
         self.story.append(f"{now:.2f} {text}")
 
-    async def strike(self) -> Blow:
-        """Do one thing, and take it back. Every kind comes before one comes again."""
+    async def strike(self) -> str:
+        """Do one thing, and take it back; its name. Every kind comes before one comes again."""
         if not self._left:
             self._left = sorted(self.kinds)
             self.chance.shuffle(self._left)
         name = self._left.pop()
         self.tell(name)
         await self.kinds[name](self)
-        restarted = await self.restore()
+        await self.restore()
         self.tell("made good")
-        return Blow(name, restarted)
+        return name
 
     async def hold(self, factor: float = 1.0) -> None:
         await asyncio.sleep(self.chance.uniform(*self._hold) * factor)
 
-    async def restore(self) -> bool:
-        """The network is whole, and all members run; whether some had to be started."""
+    async def restore(self) -> None:
+        """The network is whole, and all members run and speak with each other."""
         if self.cluster.network is not None:
             self.cluster.network.heal()
         for member in self.cluster.all:
             if member.paused:
                 member.resume()
-        ended = [member for member in self.cluster.all if not member.running]
-        for member in ended:
-            member.spawn()
-        return bool(ended)
+        for member in self.cluster.all:
+            if not member.running:
+                member.spawn()
+        await self.cluster.started(30.0)
 
     async def leader(self) -> ChaosMember:
         await self.cluster.settled(20.0)
@@ -207,6 +201,18 @@ async def move_leader(nemesis: Nemesis) -> None:
     await nemesis.hold(0.2)
 
 
+async def replace_follower(nemesis: Nemesis) -> None:
+    """It loses its disk, and comes back as another member in its place."""
+    (victim, *_) = await nemesis.followers()
+    nemesis.tell(f"{victim.name} is removed, and joins again")
+    await replace(nemesis.cluster, victim, victim.binary)
+
+
+async def defragment(nemesis: Nemesis) -> None:
+    victim = nemesis.chance.choice(nemesis.cluster.all)
+    await victim.ask(DEFRAGMENT, timeout=10.0)
+
+
 # The network
 
 
@@ -309,6 +315,8 @@ PROCESSES: Final[dict[str, Disturbance]] = {
     "panic": panic,
     "panic again": panic,
     "move the leader": move_leader,
+    "replace a follower": replace_follower,
+    "defragment": defragment,
 }
 NETWORK: Final[dict[str, Disturbance]] = {
     "isolate the leader": isolate_leader,
