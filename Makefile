@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test test-compiled check interop crash soak bench pb lock
+.PHONY: setup run test test-compiled check interop crash chaos soak bench pb lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -43,7 +43,12 @@ CYCLES ?= 50
 crash: setup
 	$(BIN)/python -m pytest tests/crash --crash-cycles $(CYCLES) --crash-long
 
+# Three members on a network of namespaces, which wants root: kills, pauses, partitions, loss.
 MINUTES ?= 10
+chaos: setup
+	$(BIN)/python -m pytest tests/chaos tests/interop/test_mixed.py -rs -s \
+		--chaos-seconds $$(($(MINUTES) * 60))
+
 soak: setup
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
 
