@@ -64,7 +64,7 @@ class Pipeline:
             check_posted(ctx, contact, reply, f"{url}{PATH}")
         except (OSError, PostError) as error:
             contact.picker.unreachable(url)
-            contact.status.deactivate("write", "pipeline", error or type(error).__name__)
+            contact.status.deactivate("write", "pipeline", str(error) or type(error).__name__)
             contact.send_failures.value += 1
             ctx.report_unreachable(contact.member)
             return

@@ -51,7 +51,7 @@ class Prober:
             now = _clock_of(reply.status, reply.body)
         except (OSError, ValueError) as error:
             self._turn += 1
-            self._unhealthy(error or type(error).__name__)
+            self._unhealthy(str(error) or type(error).__name__)
             return
         self._rtt = ctx.timer() - started
         self._seconds.observe(self._rtt)

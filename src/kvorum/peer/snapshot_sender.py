@@ -92,8 +92,8 @@ class SnapshotSender:
             raise
         except Exception as error:  # reading the database may fail in any way; raft must be told
             contact.picker.unreachable(url)
-            contact.status.deactivate("post", "sendMsgSnap", error or type(error).__name__)
-            self._failed(error or type(error).__name__)
+            contact.status.deactivate("post", "sendMsgSnap", str(error) or type(error).__name__)
+            self._failed(str(error) or type(error).__name__)
             return
         finally:
             self._sending.value -= 1

@@ -72,7 +72,7 @@ class StreamReader:
         except _Unsupported:
             return
         except (OSError, _Refused) as error:
-            status.deactivate("dial", self._kind.label, error or type(error).__name__)
+            status.deactivate("dial", self._kind.label, str(error) or type(error).__name__)
             return
         status.activate()
         lg.info("established TCP streaming connection with remote peer", **self._fields)
