@@ -22,11 +22,13 @@ run: setup
 
 # On the sources, as they are.
 test: $(VENV)/.ready
-	KVORUM_PLAIN=1 $(BIN)/python -m pytest -rs --ignore=tests/interop
+	KVORUM_PLAIN=1 $(BIN)/python -m pytest -rs --ignore=tests/interop --ignore=tests/chaos
 
-# The same tests on the compiled modules, but for those that reach into a module.
+# On the compiled modules: the tests of what they are part of, but for those that reach into one.
 test-compiled: setup
-	$(BIN)/python -m pytest -rs --ignore=tests/interop -m "not plain"
+	$(BIN)/python -m pytest -rs -m "not plain" tests/compiled tests/api tests/backend tests/cluster \
+		tests/crash tests/differential tests/embed tests/h2 tests/lease tests/mvcc tests/peer \
+		tests/raft tests/server tests/wal
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -34,9 +36,9 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Other people's clients and binaries against a member.
+# Other people's clients and binaries against members; members on a network that fails.
 interop: setup
-	$(BIN)/python -m pytest tests/interop -rs
+	$(BIN)/python -m pytest tests/interop tests/chaos -rs
 
 # Kills and failpoints, over and over: CYCLES=200 for a closing run.
 CYCLES ?= 50
