@@ -48,7 +48,7 @@ crash: setup
 # Three members on a network of namespaces, which wants root: kills, pauses, partitions, loss.
 MINUTES ?= 10
 chaos: setup
-	$(BIN)/python -m pytest tests/chaos tests/interop/test_mixed.py -rs -s \
+	$(BIN)/python -m pytest tests/chaos tests/interop/test_mixed.py -rs -s --interop-long \
 		--chaos-seconds $$(($(MINUTES) * 60))
 
 soak: setup

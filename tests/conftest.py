@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--diff-steps", type=int, help="requests of the differential test")
     group.addoption("--diff-keep-going", action="store_true", help="collect several mismatches")
     group.addoption("--diff-shrink", action="store_true", help="shrink a failing sequence")
-    group.addoption("--interop-long", action="store_true", help="run check perf too (1 minute)")
+    group.addoption("--interop-long", action="store_true", help="run check perf and etcd 3.7 too")
     group.addoption("--crash-cycles", type=int, help="kills of the crash test")
     group.addoption("--crash-seed", type=int, help="seed of the crash tests")
     group.addoption("--crash-long", action="store_true", help="every failpoint and every damage")

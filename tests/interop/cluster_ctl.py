@@ -11,12 +11,11 @@ from typing import Any
 
 from interop.ctl import Output, Run, Side
 from support.member import Member, MemberFactory
-from support.rpc import HASH_KV, MEMBER_LIST, RANGE, STATUS, Client, Reply
+from support.rpc import HASH_KV, MEMBER_LIST, RANGE, STATUS, Client, Reply, Rpc
 from support.wait import wait_for
 
 from kvorum.pb import etcdserverpb as pb
 
-QUICK = ["--heartbeat-interval=50", "--election-timeout=500"]
 SETTLE_SECONDS = 30.0
 MOVE_LEADER = "/etcdserverpb.Maintenance/MoveLeader"
 
@@ -39,7 +38,7 @@ class ClusterSide(Side):
         """A member, not started."""
         assert self.make is not None
         member = self.members[name] = self.make(
-            binary or self.binary, flags=list(QUICK), folder=self.folder / name, name=name
+            binary or self.binary, folder=self.folder / name, name=name
         )
         self._known.append((member.endpoint, f"<{name} client>"))
         self._known.append((f"127.0.0.1:{member.peer_port}", f"<{name} peer>"))
@@ -99,13 +98,23 @@ class ClusterSide(Side):
 
     def ids(self) -> dict[str, int]:
         """Of the members that have started once."""
-        with Client(self.member.endpoint) as client:
-            members = client.call(MEMBER_LIST, linearizable=True).members
+        members = self._ask(MEMBER_LIST, linearizable=True).members
         return {member.name: member.ID for member in members}
 
     def leader(self) -> int:
-        with Client(self.member.endpoint) as client:
-            return int(client.call(STATUS).leader)
+        return int(self._ask(STATUS).leader)
+
+    def _ask(self, rpc: Rpc, **fields: Any) -> Any:
+        """A reply of the first member; an election that is under way passes."""
+        request = rpc.request(**fields).SerializeToString()
+
+        def answer() -> Reply | None:
+            with Client(self.member.endpoint) as client:
+                reply = client.raw(rpc.path, request)
+            return reply if reply.ok else None
+
+        reply = wait_for(answer, f"an answer to {rpc.path}", timeout=SETTLE_SECONDS)
+        return rpc.response.FromString(reply.body)
 
     def lead(self, name: str) -> None:
         """Have a member lead."""
@@ -123,8 +132,7 @@ class ClusterSide(Side):
 
     def same_state(self) -> bool:
         """Whether all members that run hold the same."""
-        with Client(self.member.endpoint) as client:
-            revision = int(client.call(RANGE, key=b"x").header.revision)
+        revision = int(self._ask(RANGE, key=b"x").header.revision)
         hashes = {
             self._hash(member, revision) for member in self.members.values() if member.running
         }
