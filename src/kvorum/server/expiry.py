@@ -9,7 +9,7 @@ from typing import Final
 
 from kvorum.lease.lessor import Lessor
 from kvorum.pb import etcdserverpb as pb
-from kvorum.server.proposer import Ignored, Proposer
+from kvorum.server.proposer import Proposer
 from kvorum.types import LeaseID
 
 INTERVAL: Final = 0.5
@@ -34,11 +34,17 @@ class _Revocation:
         self._expiry.settled()  # gone already, or the lessor will name it again
 
 
-class _Checkpoint(Ignored):
+class _Checkpoint:
     """The caller of a checkpoint: it says how much time the leader sees left."""
 
     __slots__ = ()
     leaders_own: Final = True
+
+    def reply(self, message: bytes) -> None:
+        pass
+
+    def fail(self, code: int, message: str) -> None:
+        pass  # the next checkpoint says it again
 
 
 class LeaseExpiry:
