@@ -63,13 +63,16 @@ async def test_a_leader_that_is_cut_off_is_replaced_and_follows(tmp_path: Path) 
 
 @story
 async def test_a_stopping_leader_hands_over_first(tmp_path: Path) -> None:
-    """With an election time-out that nobody would wait for."""
-    async with cluster_of(tmp_path, heartbeat_interval=100, election_timeout=10_000) as cluster:
+    """Before anybody's election time-out could pass."""
+    loop = asyncio.get_running_loop()
+    async with cluster_of(tmp_path, heartbeat_interval=50, election_timeout=2500) as cluster:
         old = await cluster.leader()
         rest = cluster.followers(old)
+        stopped = loop.time()
         await old.stop()
         new = await cluster.leader(*rest)
         await new.put("k", "v")
+        assert loop.time() - stopped < 2.0
 
 
 @story

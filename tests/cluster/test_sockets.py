@@ -115,8 +115,8 @@ async def test_a_database_goes_over_the_wire(tmp_path: Path) -> None:
         for _ in range(3):
             await asyncio.gather(*(client.put(b"k%d" % i, b"x" * 1000) for i in range(200)))
         storage = three.members[three.leader()].server._snapshotter._storage
-        while storage.first_index() < 300:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        while storage.first_index() < 300:
+            await client.put(b"more")
         await three.start(gone)
         await three.agree()
         assert (await three.clients[gone].call(RANGE, key=b"k7")).kvs[0].value == b"x" * 1000

@@ -103,6 +103,7 @@ class RaftNode:
         self._reads = reads
         self._woken = False
         self._writing = 0
+        self._last_write: Message | None = None  # of those under way
         self._unlogged: HardState | None = None  # a commit index that waits for the next write
         self._logged_vote = node.basic_status().hard_state[:2]
         self._stopped = False
@@ -291,8 +292,10 @@ class RaftNode:
         if message.snapshot is not None:
             self._append_snapshot(message, message.snapshot)
             return
-        if not message.entries and not message.responses and not self._voted():
-            return  # only the commit index moved: it need not be safe, so it goes with the next
+        if not message.entries and not self._voted():
+            # At most the commit index moved: it need not be safe, so it goes with the next write.
+            self._answer_after_writes(message.responses)
+            return
         if failpoint.active:
             failpoint.hit("raftBeforeSave")
         batch = self._encode(message.entries)
@@ -300,7 +303,17 @@ class RaftNode:
             self._finish_write(message, batch, self._writer.write_here(batch))
             return
         self._writing += 1
+        self._last_write = message
         self._writer.write(batch, lambda result: self._logged(message, batch, result))
+
+    def _answer_after_writes(self, responses: Sequence[Message]) -> None:
+        """What needs no write of its own, such as the word to a leader that tells a new commit
+        index, waits at most for the writes before it; it goes with the answers to the last."""
+        if not self._writing:
+            self._answer(responses)
+        elif responses:
+            assert self._last_write is not None
+            self._last_write.responses = [*self._last_write.responses, *responses]
 
     def _voted(self) -> bool:
         """Whether the state that waits to be logged has another term or vote."""
@@ -329,6 +342,7 @@ class RaftNode:
             return self._wal.write_all((record, batch))
 
         self._writing += 1
+        self._last_write = message
         self._writer.submit(write, lambda result: self._logged(message, batch, result))
 
     def _is_alone(self) -> bool:
@@ -376,11 +390,15 @@ class RaftNode:
         if message.snapshot is not None:
             self._begin_install(message.snapshot)
         self._storage.append(message.entries)
+        self._answer(message.responses)
+
+    def _answer(self, responses: Sequence[Message]) -> None:
+        """Responses that counted on what is now on disk: to the others, and to this member."""
         own = self._id
-        peers = [response for response in message.responses if response.to != own]
+        peers = [response for response in responses if response.to != own]
         if peers:
             self._send(peers)
-        for response in message.responses:
+        for response in responses:
             if response.to == own:
                 self._respond(response)
 
