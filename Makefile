@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test test-compiled check interop crash chaos soak bench pb lock
+.PHONY: setup run test test-compiled check interop crash chaos soak bench pb lock sim
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +53,11 @@ chaos: setup
 
 soak: setup
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
+
+# Simulated clusters, on all cores: SEED=n to begin with that seed. `python -m sim --bugs` plants bugs.
+SEEDS ?= 200
+sim: setup
+	$(BIN)/python -m sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
 
 # ARGS="--million", ARGS="--only put*": see bench/README.md.
 bench: setup

@@ -17,15 +17,14 @@ from kvorum.lease.lessor import Lessor
 from kvorum.mvcc.watch import WatchHub
 from kvorum.mvcc.watch_stream import WatchStream
 from kvorum.pb import etcdserverpb as pb
-from kvorum.raft import confchange, core, election, quorum, reads, step, tracker
+from kvorum.raft import confchange, core, election, following, quorum, reads, step, tracker
 from kvorum.raft.log import RaftLog
 from kvorum.raft.storage import MemoryStorage
-from kvorum.raft.types import ConfState, EntryID, HardState, MsgType
+from kvorum.raft.types import NO_LIMIT, ConfState, EntryID, HardState, MsgType, StateType
 from kvorum.raft.unstable import Unstable
-from kvorum.server import restart, sending, server
+from kvorum.server import meta, restart, sending, server
 from kvorum.server import txn as txns
 from kvorum.server.applier import Applier
-from kvorum.server.leadership import Leadership
 from kvorum.server.reads import ReadGate
 from kvorum.server.together import Together
 from kvorum.types import Index, LeaseID
@@ -254,7 +253,7 @@ def _half_is_a_majority(p: Patches) -> None:
 
     def majority_index(voters: quorum.Voters, acked: Any) -> int:
         ordered = sorted([acked.get(voter, 0) for voter in voters])
-        return ordered[len(ordered) // 2] if ordered else quorum.NO_LIMIT
+        return ordered[len(ordered) // 2] if ordered else NO_LIMIT
 
     p.set(quorum, "majority_index", majority_index)
 
@@ -265,8 +264,8 @@ def _old_leader_obeyed(p: Patches) -> None:
 
     def made(on_older_term: Any) -> Any:
         def obedient(r: Any, m: Any) -> None:
-            if m.type is MsgType.APP and r.state is core.StateType.FOLLOWER:
-                step.following.on_append(r, m)
+            if m.type is MsgType.APP and r.state is StateType.FOLLOWER:
+                following.on_append(r, m)
             else:
                 on_older_term(r, m)
 
@@ -306,7 +305,7 @@ def _read_without_quorum(p: Patches) -> None:
 @bug("read-before-first-commit", within=60)
 def _read_before_first_commit(p: Patches) -> None:
     """A new leader answers with a commit index that it has from before."""
-    _set_item(p, step._BY_ROLE[core.StateType.LEADER], MsgType.READ_INDEX, reads._confirm)
+    _set_item(p, step._BY_ROLE[StateType.LEADER], MsgType.READ_INDEX, reads._confirm)
 
 
 @bug("read-before-applied", within=10)
@@ -328,7 +327,7 @@ def _serializable_for_all(p: Patches) -> None:
 @bug("applied-twice", within=20)
 def _applied_twice(p: Patches) -> None:
     """After a restart the last few entries are applied again."""
-    read = restart.read_applied
+    read = meta.read_applied
 
     def behind(backend: Any) -> Any:
         index, term = read(backend)
@@ -515,14 +514,3 @@ def _lease_ended_by_a_follower(p: Patches) -> None:
 
     p.set(Lessor, "demote", demoted)
     p.set(Together, "expire_leases", expire)
-
-
-@bug("renewal-by-an-old-leader", within=60)
-def _renewal_by_an_old_leader(p: Patches) -> None:
-    """A member that thinks it leads renews leases without making sure."""
-
-    async def confirmed(self: Any) -> bool:
-        return True
-
-    p.set(Leadership, "is_confirmed", confirmed)
-    p.set(Leadership, "is_sure", lambda self, now: True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from kvorum import errors
 from kvorum.pb import etcdserverpb as pb
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sim.plan import Plan
 
 TIMEOUT: Final = 3.0
+RELATIONS: Final[list[Literal["<", ">", "="]]] = ["<", ">", "="]
 RETRY: Final = 0.1
 """Seconds until a client looks again for a member that serves."""
 
@@ -208,10 +209,11 @@ class KVClient:
         other = random.choice(self._keys)
         compares = [Compare(key, "mod", "=", self._seen.get(key, 0))]
         if random.random() < 0.3:
-            compares = [Compare(key, "version", random.choice("<>="), random.randint(0, 3))]
+            compares = [Compare(key, "version", random.choice(RELATIONS), random.randint(0, 3))]
         success: list[Request] = [Put(key, self._value(), prev=random.random() < 0.3)]
         if other != key:
-            success.append(random.choice([Put(other, self._value()), Delete(other), Get(other)]))
+            more: list[Request] = [Put(other, self._value()), Delete(other), Get(other)]
+            success.append(random.choice(more))
         success.append(Get(key))
         failure: list[Request] = [Get(key)]
         if random.random() < 0.2:

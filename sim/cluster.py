@@ -12,7 +12,7 @@ from sim.ledger import Ledger
 from sim.member import Member
 from sim.network import Network
 from sim.plan import Plan
-from sim.process import Clock
+from sim.process import Clock, Process
 from sim.system import System
 from sim.world import World
 
@@ -126,11 +126,11 @@ class Cluster:
             process.loop.report("the member failed", error)
         self.world.soon(self._end_failed, member, process)
 
-    def _end_failed(self, member: Member, process: object) -> None:
+    def _end_failed(self, member: Member, process: Process) -> None:
         if member.alive and member.process is process:
             member.end(power_cut=False)
             self.ledger.ended(member)
-            self.clients.lose(member.process)
+            self.clients.lose(process)
             if not self.ledger.is_removed(member):
                 self.world.after(1.0, self.restart, member)
 

@@ -60,7 +60,7 @@ class LeaseClient:
             hold.renewals.append((began, self._caller.world.now, granted))
             # It may end by itself from when its first time is up, as all members count it.
             self._may_end(hold, began)
-            self._left = self._random.randint(0, 8)
+            self._left = self._random.randint(0, 12)
             self._put(hold, KEYS)
 
         if not self._caller.unary(words.GRANT, request, done):
@@ -91,7 +91,7 @@ class LeaseClient:
             return
         self._left -= 1
         ttl = hold.renewals[-1][2]
-        self._caller.world.after(self._random.uniform(0.1, 0.9) * ttl, self._renew, hold)
+        self._caller.world.after(self._random.uniform(0.05, 0.6) * ttl, self._renew, hold)
 
     def _renew(self, hold: Hold) -> None:
         if self.stopped:
@@ -123,7 +123,7 @@ class LeaseClient:
             hold.asked_to_end = self._caller.world.now
             self._caller.ask(Revoke(hold.id), lambda operation: self.start())
         else:
-            self._caller.world.after(self._random.uniform(1, 8), self.start)
+            self._caller.world.after(self._random.uniform(0, 5), self.start)
 
 
 def judge(holds: list[Hold], revoked: dict[int, float], drift: float) -> list[str]:

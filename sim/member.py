@@ -115,7 +115,7 @@ class Member:
                 make_transport=self._make_transport,
                 chance=process.random,
                 unix_time=process.wall_time,
-                http=self.http,  # type: ignore[arg-type]
+                http=self.http,
             )
             self._network.sites[self.url] = Site(process, server.id, peer_routes(server))
             self.server = server

@@ -151,8 +151,10 @@ class Nemesis:
 
     def _pause(self) -> None:
         victim = self._victim()
+        spell = self._spell()
+        if self._random.random() < 0.3:  # a leader that sleeps until long after it was replaced
+            victim, spell = self._cluster.leader(), self._random.uniform(3.0, 6.0)
         if victim is not None and victim.process is not None:
-            spell = self._spell()
             self._cluster.trace(f"{victim} is paused for {spell:.2f} s")
             victim.process.pause(spell)
 

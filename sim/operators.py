@@ -44,7 +44,7 @@ class Mover:
             return
         target = self._caller.random.choice(others)
         cluster.trace(f"the lead is to move from {leader} to {target}")
-        message = pb.MoveLeaderRequest(targetID=target.id).SerializeToString()
+        message = pb.MoveLeaderRequest(targetID=target.id or 0).SerializeToString()
         method = leader.methods[words.MOVE_LEADER]
         cluster.clients.unary(leader.process, method, message, self._done, timeout=PATIENCE)
 

@@ -84,7 +84,7 @@ def draw(seed: int, duration: float = DURATION) -> Plan:
     plan.window = random.choice([1, 4, 12])
     plan.keys = random.choice([2, 6, 12])
     plan.watchers = random.randint(1, 5)
-    plan.lease_clients = random.randint(0, 5)
+    plan.lease_clients = random.choice([0, 2, 8])
     plan.compaction = random.choice([0.0, 2.0, 6.0])
     plan.weather = _weather(random)
     plan.faults = _faults(random)
@@ -122,7 +122,7 @@ def _faults(random: Random) -> Faults:
         kill=sometimes(0.5, 3.0, 8.0),
         power=sometimes(0.5, 3.0, 8.0),
         blackout=sometimes(0.25, 8.0, 15.0),
-        pause=sometimes(0.3, 4.0, 10.0),
+        pause=sometimes(0.4, 3.0, 8.0),
         partition=sometimes(0.6, 3.0, 8.0),
         slow_link=sometimes(0.3, 5.0),
         slow_disk=sometimes(0.3, 5.0),

@@ -125,7 +125,7 @@ class Process:
         self.files: dict[int, OpenFile] = {}
         self.threads: list[Blocking] = []
         self.calls: dict[ClientCall, None] = {}
-        self.loop = Loop(self)
+        self.loop = Loop(self)  # type: ignore[abstract] # at run time nothing is
         world.processes.append(self)
 
     def local(self, moment: float) -> float:
@@ -189,33 +189,33 @@ class Loop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self._process.clock.local(self._world.now)
 
-    def call_soon(
+    def call_soon(  # type: ignore[override] # a handle of ours is as good
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> Handle:  # type: ignore[override] # it is as good as a TimerHandle
+    ) -> Handle:
         return self._world.soon(callback, *args, process=self._process, context=context)
 
-    def call_soon_threadsafe(
+    def call_soon_threadsafe(  # type: ignore[override] # a handle of ours is as good
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> Handle:  # type: ignore[override]
+    ) -> Handle:
         return self._world.soon(callback, *args, process=self._process, context=context)
 
-    def call_later(
+    def call_later(  # type: ignore[override] # a handle of ours is as good
         self,
         delay: float,
         callback: Callable[..., object],
         *args: Any,
         context: Context | None = None,
-    ) -> Handle:  # type: ignore[override]
+    ) -> Handle:
         span = self._process.clock.span(delay)
         return self._world.after(span, callback, *args, process=self._process, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override] # a handle of ours is as good
         self,
         when: float,
         callback: Callable[..., object],
         *args: Any,
         context: Context | None = None,
-    ) -> Handle:  # type: ignore[override]
+    ) -> Handle:
         return self.call_later(when - self.time(), callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:

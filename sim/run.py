@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
+from zlib import crc32
 
 from kvorum.log import shared
 from kvorum.testing.watch_guarantees import Watch
@@ -76,6 +77,14 @@ def run(
     return report
 
 
+class Actor(Protocol):
+    """Somebody who does things until stopped."""
+
+    stopped: bool
+
+    def start(self) -> None: ...
+
+
 class Run:
     """A cluster with its clients and its troubles."""
 
@@ -126,7 +135,7 @@ class Run:
             len(records.operations),
             records.unknown,
             records.revision,
-            fingerprint=hash(tuple(self.cluster.lines)) ^ self.world.events,
+            fingerprint=crc32("\n".join(self.cluster.lines).encode(), self.world.events),
         )
 
     def _live(self) -> None:
@@ -134,7 +143,8 @@ class Run:
         plan, world = self.plan, self.world
         self.cluster.begin()
         world.run_until(15.0, lambda: bool(self.cluster.serving()) or bool(self.wrong))
-        for actor in [*self.clients, *self.watchers, *self.leases]:
+        actors: list[Actor] = [*self.clients, *self.watchers, *self.leases]
+        for actor in actors:
             actor.start()
         if plan.compaction:
             self.compactor.start()
@@ -165,7 +175,8 @@ class Run:
         world.run_until(healed + HEALING, lambda: self._is_healed() or bool(self.wrong))
         if not self._is_healed():
             self._complain(f"no recovery {HEALING} s after all has healed: {self._where()}")
-        for actor in [*self.clients, *self.leases]:
+        actors: list[Actor] = [*self.clients, *self.leases]
+        for actor in actors:
             actor.stopped = True
         for watcher in self.watchers:
             watcher.settled = True

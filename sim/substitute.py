@@ -25,7 +25,7 @@ import lmdb
 from kvorum.api import watch
 from kvorum.backend import worker
 from kvorum.server import diskthread, kernelsync
-from kvorum.wal import WAL, log
+from kvorum.wal import WAL, encoder, log
 from sim.mdb import Lmdb
 from sim.process import Blocking, Process
 from sim.system import System
@@ -62,7 +62,7 @@ def simulated(world: World) -> Iterator[System]:
         yield system
     finally:
         for defaults in segment_sizes:
-            defaults["segment_size"] = log.SEGMENT_SIZE
+            defaults["segment_size"] = encoder.SEGMENT_SIZE
         for names in opened:
             del names["open"]
         for names, name, real in undo:
@@ -104,7 +104,8 @@ def _replace(
 
 def _segment_sizes() -> list[dict[str, Any]]:
     """Where the size of a log's segments is a default."""
-    functions: list[Any] = [WAL.__init__, WAL.create.__func__, WAL.open.__func__, log.open_log]
+    wal: Any = WAL
+    functions = [wal.__init__, wal.create.__func__, wal.open.__func__, log.open_log]
     return [function.__kwdefaults__ for function in functions]
 
 

@@ -31,6 +31,7 @@ _CONSTANTS: Final = (
     "strerror",
 )
 _PURE: Final = ("join", "basename", "dirname", "samestat", "normpath", "isabs", "splitext")
+AnyPath = str | os.PathLike[str]
 FREE_SPACE: Final = 1 << 40
 
 
@@ -79,9 +80,9 @@ class System:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         return node
 
-    def open(self, path: object, flags: int) -> int:
+    def open(self, path: AnyPath, flags: int) -> int:
         process = self.process
-        place = os.fspath(path)  # type: ignore[call-overload]
+        place = os.fspath(path)
         disk = process.disk
         node = disk.find(place)
         if node is None:
@@ -99,7 +100,7 @@ class System:
         process.files[self._descriptors] = OpenFile(node)
         return self._descriptors
 
-    def open_file(self, path: object, mode: str = "r", *_: object) -> SimFile:
+    def open_file(self, path: AnyPath, mode: str = "r", *_: object) -> SimFile:
         """The builtin ``open``."""
         flags = os.O_RDONLY if mode.startswith("r") else os.O_CREAT | os.O_TRUNC
         fd = self.open(path, flags)
@@ -133,10 +134,10 @@ class Os:
             return getattr(os, name)
         raise AttributeError(f"os.{name} is not simulated")
 
-    def _exists(self, path: object) -> bool:
-        return self._system.process.disk.find(os.fspath(path)) is not None  # type: ignore[call-overload]
+    def _exists(self, path: AnyPath) -> bool:
+        return self._system.process.disk.find(os.fspath(path)) is not None
 
-    def open(self, path: object, flags: int, mode: int = 0o777) -> int:
+    def open(self, path: AnyPath, flags: int, mode: int = 0o777) -> int:
         return self._system.open(path, flags)
 
     def close(self, fd: int) -> None:
@@ -185,10 +186,10 @@ class Os:
     def fstat(self, fd: int) -> os.stat_result:
         return _stat(self._system.node(fd))
 
-    def stat(self, path: object) -> os.stat_result:
-        return _stat(self._system.process.disk.need(os.fspath(path)))  # type: ignore[call-overload]
+    def stat(self, path: AnyPath) -> os.stat_result:
+        return _stat(self._system.process.disk.need(os.fspath(path)))
 
-    def statvfs(self, path: object) -> SimpleNamespace:
+    def statvfs(self, path: AnyPath) -> SimpleNamespace:
         return SimpleNamespace(f_bavail=FREE_SPACE // 4096, f_frsize=4096)
 
     def lseek(self, fd: int, position: int, whence: int) -> int:
@@ -201,22 +202,22 @@ class Os:
     ) -> SimFile:
         return SimFile(self._system, fd, closefd)
 
-    def rename(self, source: object, target: object) -> None:
-        self._system.process.disk.rename(os.fspath(source), os.fspath(target))  # type: ignore[call-overload]
+    def rename(self, source: AnyPath, target: AnyPath) -> None:
+        self._system.process.disk.rename(os.fspath(source), os.fspath(target))
 
     replace = rename
 
-    def unlink(self, path: object) -> None:
-        self._system.process.disk.remove(os.fspath(path))  # type: ignore[call-overload]
+    def unlink(self, path: AnyPath) -> None:
+        self._system.process.disk.remove(os.fspath(path))
 
     remove = unlink
 
-    def listdir(self, path: object) -> list[str]:
-        node = self._system.process.disk.need(os.fspath(path))  # type: ignore[call-overload]
+    def listdir(self, path: AnyPath) -> list[str]:
+        node = self._system.process.disk.need(os.fspath(path))
         assert isinstance(node, Directory)
         return sorted(node.entries)
 
-    def access(self, path: object, mode: int) -> bool:
+    def access(self, path: AnyPath, mode: int) -> bool:
         return self._exists(path)
 
     def cpu_count(self) -> int:
@@ -297,7 +298,7 @@ class SimPath(PurePosixPath):
         if not (missing_ok and not self.exists()):
             self._system.os.unlink(self)
 
-    def rename(self, target: object) -> None:
+    def rename(self, target: AnyPath) -> None:
         self._system.os.rename(self, target)
 
     replace = rename
@@ -349,7 +350,7 @@ class Shutil:
     def __init__(self, system: System) -> None:
         self._system = system
 
-    def rmtree(self, path: object, ignore_errors: bool = False) -> None:
+    def rmtree(self, path: AnyPath, ignore_errors: bool = False) -> None:
         place = self._system.Path(path)
         if ignore_errors and not place.exists():
             return
@@ -360,7 +361,7 @@ class Shutil:
                 child.unlink()
         self._system.os.unlink(place)
 
-    def copyfile(self, source: object, target: object) -> None:
+    def copyfile(self, source: AnyPath, target: AnyPath) -> None:
         self._system.Path(target).write_bytes(self._system.Path(source).read_bytes())
 
 

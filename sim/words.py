@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from kvorum.pb import etcdserverpb as pb
@@ -135,14 +136,13 @@ def _txn_result(response: Any) -> TxnResult:
 
 def _operation_result(response: Any) -> Result:
     kind = response.WhichOneof("response")
-    decoders = {
+    decoders: dict[str, Callable[[Any], Result]] = {
         "response_put": _put_result,
         "response_range": _get_result,
         "response_delete_range": _delete_result,
         "response_txn": _txn_result,
     }
-    result: Result = decoders[kind](getattr(response, kind))  # type: ignore[operator]
-    return result
+    return decoders[kind](getattr(response, kind))
 
 
 def pair(kv: Any) -> KeyValue:

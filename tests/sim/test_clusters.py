@@ -1,0 +1,88 @@
+"""Simulated clusters: a few seeds pass, a seed is the same every time, and planted bugs are found.
+
+``make sim`` runs as many seeds as wanted, ``python -m sim --bugs`` all the bugs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sim.bugs import BUGS
+from sim.plan import draw
+from sim.run import Report, run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SEEDS = range(1, 7)
+SHORT = 8.0
+"""Simulated seconds of a run in these tests."""
+
+QUICK_BUGS = ["applied-twice", "read-before-applied", "append-answered-early", "watch-skips-one"]
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[Report]:
+    return [run(seed, plan=draw(seed, SHORT)) for seed in SEEDS]
+
+
+def test_seeds_pass(reports: list[Report]) -> None:
+    wrong = {report.seed: report.wrong for report in reports if not report.ok}
+    assert wrong == {}, f"replay with: python -m sim --seed {next(iter(wrong))} --trace"
+
+
+def test_there_is_something_to_see(reports: list[Report]) -> None:
+    """Nothing is found where nothing happens."""
+    words = Counter(word for report in reports for line in report.lines for word in line.split())
+    assert sum(report.operations for report in reports) > 500
+    assert words["leads"] > len(reports)
+    for word in ("power", "partition", "killed", "compacted"):
+        assert words[word], f"no {word} in any trace"
+
+
+def test_a_seed_is_the_same_every_time_and_everywhere() -> None:
+    """Also in another process, in which objects have other hashes and addresses."""
+    script = (
+        "from sim.plan import draw; from sim.run import run;"
+        f"print(run(3, plan=draw(3, {SHORT})).fingerprint)"
+    )
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hashes in ("0", "12345")
+    }
+    assert prints == {f"{run(3, plan=draw(3, SHORT)).fingerprint}\n"}
+
+
+@pytest.mark.parametrize("name", QUICK_BUGS)
+def test_a_planted_bug_is_found(name: str) -> None:
+    bug = BUGS[name]
+    with bug.planted():
+        found = any(not run(seed, plan=draw(seed, SHORT)).ok for seed in range(1, bug.within + 1))
+    assert found, bug.what
+
+
+def test_nothing_is_left_behind() -> None:
+    """A planted bug and a simulation leave the code as it was."""
+    code = {name: vars(module).copy() for name, module in sys.modules.items() if "kvorum." in name}
+    with BUGS["fsync-skipped"].planted():
+        run(1, plan=draw(1, 1.0))
+    for name, before in code.items():
+        after = vars(sys.modules[name])
+        assert [key for key in before if before[key] is not after.get(key)] == [], name
+        assert "open" not in after or before.get("open") is after["open"], name
+
+
+def test_every_bug_says_what_it_is() -> None:
+    assert len(BUGS) >= 20
+    assert all(bug.what.endswith(".") and bug.within <= 60 for bug in BUGS.values())
