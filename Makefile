@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test test-compiled check interop crash chaos soak bench pb lock sim
+.PHONY: setup run test test-compiled check interop crash chaos soak sim bench pb lock sim
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
