@@ -28,6 +28,7 @@ from kvorum.raft.types import (
     EntryType,
     HardState,
     Message,
+    MsgType,
     Snapshot,
     SnapshotMetadata,
 )
@@ -389,6 +390,61 @@ def test_the_commit_index_goes_with_the_next_write(bench: Bench) -> None:
     states = [state for state, _ in bench.log.written]
     last = bench.storage.last_index()
     assert states[1] == HardState(Term(2), ME, Index(last - 1))
+
+
+def test_a_follower_answers_a_commit_index_without_a_write() -> None:
+    bench = Bench(before=3, applied=1)
+    bench.applier.conf_state = ConfState((ME, MemberID(6)))
+    bench.raft.start()
+    tell(bench, 3, [Entry(Term(2), Index(4))], 3)
+    assert not bench.sent
+    bench.run()
+    writes = len(bench.log.written)
+    assert acknowledged(bench) == [4]
+    tell(bench, 4, [], 4)
+    assert not bench.disk.waiting
+    assert acknowledged(bench) == [4, 4]
+    assert bench.applier.index == 4
+    assert len(bench.log.written) == writes
+
+
+def test_a_follower_answers_after_the_writes_before() -> None:
+    """The answer to an empty append vouches for what came before it."""
+    bench = Bench(before=3, applied=1)
+    bench.applier.conf_state = ConfState((ME, MemberID(6)))
+    bench.raft.start()
+    tell(bench, 3, [Entry(Term(2), Index(4))], 3)
+    tell(bench, 4, [Entry(Term(2), Index(5))], 3)
+    tell(bench, 5, [], 4)
+    assert len(bench.disk.waiting) == 2
+    assert not bench.sent
+    bench.disk.finish()
+    assert acknowledged(bench) == [4]
+    bench.disk.finish()
+    assert acknowledged(bench) == [4, 5]
+    assert not bench.disk.waiting
+
+
+def tell(bench: Bench, index: int, entries: list[Entry], commit: int) -> None:
+    """An append of member 6, which leads in term 2, goes into the state machine."""
+    bench.raft.receive(
+        Message(
+            MsgType.APP,
+            ME,
+            MemberID(6),
+            Term(2),
+            log_term=Term(1 if index < 4 else 2),
+            index=Index(index),
+            entries=entries,
+            commit=Index(commit),
+        )
+    )
+    bench.loop.settle()
+
+
+def acknowledged(bench: Bench) -> list[int]:
+    """The indexes that were acknowledged to that leader."""
+    return [m.index for m in bench.sent if m.type is MsgType.APP_RESP]
 
 
 def test_the_commit_index_can_be_asked_for(bench: Bench) -> None:

@@ -17,10 +17,11 @@ from typing import Any, Final
 from kvorum import log
 
 SWITCH_INTERVAL: Final = 0.0005
-"""Seconds a thread waits for the interpreter before it asks for it: the backend's, while it commits,
-and, where the kernel cannot sync the log, the log's. Back from an fdatasync that one waits so long
-while the loop is busy: at the default of 5 ms a sync of 0.3 ms took 5.4 ms (median, measured), at
-this value 0.8 ms for 7 % of the loop's speed. Where the kernel syncs, a longer one gains nothing."""
+"""Seconds a thread waits for the interpreter before it asks for it: the backend's, while it
+commits, and, where the kernel cannot sync the log, the log's. Back from an fdatasync that one waits
+so long while the loop is busy: at the default of 5 ms a sync of 0.3 ms took 5.4 ms (median,
+measured), at this value 0.8 ms for 7 % of the loop's speed. Where the kernel syncs, a longer one
+gains nothing."""
 
 DEATH_SECONDS: Final = 10.0
 
