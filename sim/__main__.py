@@ -13,6 +13,8 @@ from typing import Final
 
 from sim.run import Report, run
 
+TOLD: Final = 5
+"""Failures that are told in full."""
 SPREAD: Final = 1_000_000_000
 
 
@@ -59,7 +61,7 @@ def many(seeds: Sequence[int], processes: int) -> int:
         operations += report.operations
         if not report.ok:
             failed.append(report.seed)
-            tell(report)
+            tell(report, briefly=len(failed) > TOLD)
         if done % 100 == 0:
             print(f"{done} seeds, {rate(done, began)}", flush=True)
     print(
@@ -79,12 +81,13 @@ def run_all(seeds: Iterable[int], processes: int) -> Iterator[Report]:
         yield from pool.imap_unordered(run, seeds)
 
 
-def tell(report: Report) -> None:
+def tell(report: Report, *, briefly: bool) -> None:
     """What went wrong, and how to see it again."""
-    print(f"\n{summary(report)}")
-    for wrong in report.wrong[:3]:
-        print(wrong[:4000])
-    print(f"replay it with: python -m sim --seed {report.seed} --trace\n", flush=True)
+    print(summary(report))
+    if not briefly:
+        for wrong in report.wrong[:3]:
+            print(wrong[:4000])
+        print(f"replay it with: python -m sim --seed {report.seed} --trace", flush=True)
 
 
 def summary(report: Report) -> str:

@@ -119,9 +119,24 @@ def _randoms(world: World) -> Callable[[], random.Random]:
 
 
 class Executor:
-    """``ThreadPoolExecutor``: it only stands for a name, the loop does the work."""
+    """``ThreadPoolExecutor``: for the loop it only stands for a name; what is submitted to it
+    directly is done at once."""
 
     def __init__(self, workers: int = 1, thread_name_prefix: str = "") -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(work(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         pass
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
