@@ -22,11 +22,13 @@ from kvorum.raft.log import RaftLog
 from kvorum.raft.storage import MemoryStorage
 from kvorum.raft.types import NO_LIMIT, ConfState, EntryID, HardState, MsgType, StateType
 from kvorum.raft.unstable import Unstable
-from kvorum.server import meta, restart, sending, server
+from kvorum.server import meta, server
 from kvorum.server import txn as txns
 from kvorum.server.applier import Applier
+from kvorum.server.bootstrap import restart
+from kvorum.server.cluster import sending
+from kvorum.server.cluster.together import Together
 from kvorum.server.reads import ReadGate
-from kvorum.server.together import Together
 from kvorum.types import Index, LeaseID
 from kvorum.wal import log as wal_log
 from kvorum.wal.encoder import Encoder

@@ -9,8 +9,8 @@ from kvorum.api.health import HealthService
 from kvorum.api.services import build_methods
 from kvorum.config import ServerConfig, make, parse_urls
 from kvorum.h2 import Method
-from kvorum.server.bootstrap import bootstrap
-from kvorum.server.peer_routes import peer_routes
+from kvorum.server.bootstrap.start import bootstrap
+from kvorum.server.cluster.peer_routes import peer_routes
 from kvorum.server.server import Server
 from kvorum.telemetry import Telemetry
 from kvorum.types import MemberID

@@ -31,8 +31,8 @@ from kvorum.config.urls import URL
 from kvorum.h2 import GrpcServer, HttpHandler, Limits, Method
 from kvorum.log import get_logger
 from kvorum.peer.http_client import HttpClient
-from kvorum.server.booted import Booted
-from kvorum.server.bootstrap import bootstrap
+from kvorum.server.bootstrap.booted import Booted
+from kvorum.server.bootstrap.start import bootstrap
 from kvorum.server.errors import StartError
 from kvorum.server.server import GRPC_OVERHEAD, Server
 from kvorum.telemetry import Telemetry

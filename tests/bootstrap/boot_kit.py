@@ -14,9 +14,9 @@ from kvorum.config import ServerConfig, make, parse_urls
 from kvorum.membership import Cluster, Member
 from kvorum.peer.http_client import HttpClient
 from kvorum.raft.types import ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata
-from kvorum.server.bootstrap import Booted, bootstrap
+from kvorum.server.bootstrap.names import Names
+from kvorum.server.bootstrap.start import Booted, bootstrap
 from kvorum.server.meta import write_applied
-from kvorum.server.names import Names
 from kvorum.snap import Membership, build_store
 from kvorum.types import Index, MemberID, Term
 from kvorum.wal import SnapshotRecord

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvorum.membership import Member
 from kvorum.peer.http_client import HttpClient, HttpReply
-from kvorum.server.names import LookupFailed, Service
+from kvorum.server.bootstrap.names import LookupFailed, Service
 
 
 class FakeNames:

@@ -37,7 +37,7 @@ from kvorum.raft.types import (
     EntryType,
     HardState,
 )
-from kvorum.server.bootstrap import bootstrap
+from kvorum.server.bootstrap.start import bootstrap
 from kvorum.server.errors import BadDataDirectory, BadInitialCluster, StartError
 from kvorum.snap import Snapshotter
 from kvorum.types import Index, MemberID, Term

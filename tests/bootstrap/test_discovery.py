@@ -19,10 +19,10 @@ from kvorum.config import ServerConfig, parse_urls
 from kvorum.h2 import Channel, RpcError
 from kvorum.membership import cluster_id, member_id
 from kvorum.pb import etcdserverpb as pb
-from kvorum.server.booted import Identity
-from kvorum.server.discovery_v3 import join_discovery
+from kvorum.server.bootstrap.booted import Identity
+from kvorum.server.bootstrap.discovery_v3 import join_discovery
+from kvorum.server.bootstrap.new_cluster import new_cluster
 from kvorum.server.errors import BadInitialCluster, DiscoveryFailed
-from kvorum.server.new_cluster import new_cluster
 from kvorum.types import MemberID
 
 STORY_SECONDS = 30.0

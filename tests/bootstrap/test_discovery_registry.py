@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvorum.server.discovery_registry import Registry, RegistryError, parse_size
+from kvorum.server.bootstrap.discovery_registry import Registry, RegistryError, parse_size
 from kvorum.types import MemberID
 
 

@@ -15,11 +15,11 @@ from support.dns_server import name_server
 
 from kvorum.config import ServerConfig, parse_urls
 from kvorum.membership import member_id
-from kvorum.server.booted import Identity
-from kvorum.server.discovery_srv import ask_dns
+from kvorum.server.bootstrap.booted import Identity
+from kvorum.server.bootstrap.discovery_srv import ask_dns
+from kvorum.server.bootstrap.names import LookupFailed, SystemNames
+from kvorum.server.bootstrap.new_cluster import new_cluster
 from kvorum.server.errors import BadInitialCluster
-from kvorum.server.names import LookupFailed, SystemNames
-from kvorum.server.new_cluster import new_cluster
 
 PLAIN, SECURE = "_etcd-server._tcp.example.", "_etcd-server-ssl._tcp.example."
 HOSTS = {(f"{name}.example.", "A"): [f"10.0.0.{i}"] for i, name in enumerate("abc", 1)}

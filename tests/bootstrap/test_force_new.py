@@ -19,9 +19,9 @@ from kvorum.raft.types import (
     EntryType,
     HardState,
 )
-from kvorum.server.bootstrap import Booted
+from kvorum.server.bootstrap.force_new import Forced, force_new_cluster
+from kvorum.server.bootstrap.start import Booted
 from kvorum.server.errors import BadDataDirectory
-from kvorum.server.force_new import Forced, force_new_cluster
 from kvorum.server.meta import write_applied
 from kvorum.types import Index, MemberID, Term
 from kvorum.wal import START, ReadResult, SnapshotRecord, read_log

@@ -14,12 +14,12 @@ from kvorum.config import parse_urls
 from kvorum.membership import Member
 from kvorum.peer.http_client import HttpReply
 from kvorum.raft.types import EMPTY_HARD_STATE, ConfState
-from kvorum.server.booted import Identity
-from kvorum.server.bootstrap import bootstrap
+from kvorum.server.bootstrap.booted import Identity
+from kvorum.server.bootstrap.initial import parse_initial
+from kvorum.server.bootstrap.join import join
+from kvorum.server.bootstrap.same_urls import UrlMatcher
+from kvorum.server.bootstrap.start import bootstrap
 from kvorum.server.errors import BadInitialCluster, CannotJoin, StartError
-from kvorum.server.initial import parse_initial
-from kvorum.server.join import join
-from kvorum.server.same_urls import UrlMatcher
 from kvorum.types import MemberID
 
 A, B, ME = "http://10.0.0.1:1", "http://10.0.0.2:1", "http://10.0.0.9:1"

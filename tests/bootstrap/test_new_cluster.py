@@ -10,9 +10,9 @@ from boot_kit import ME, PEER, config_of
 from peer_fakes import FakeHttp, FakeNames, members_reply
 
 from kvorum.membership import Member
-from kvorum.server.booted import Identity
+from kvorum.server.bootstrap.booted import Identity
+from kvorum.server.bootstrap.new_cluster import new_cluster
 from kvorum.server.errors import BadInitialCluster
-from kvorum.server.new_cluster import new_cluster
 from kvorum.types import MemberID
 
 A, B = "http://10.0.0.1:1", "http://10.0.0.2:1"

@@ -21,7 +21,7 @@ from kvorum.backend import Backend
 from kvorum.config import ServerConfig
 from kvorum.membership import Member
 from kvorum.raft.types import ConfState, Entry, EntryType
-from kvorum.server import restart
+from kvorum.server.bootstrap import restart
 from kvorum.server.errors import BadDataDirectory
 from kvorum.snap import BoltWriter
 from kvorum.types import Index, MemberID, Term

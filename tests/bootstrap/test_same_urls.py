@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from peer_fakes import FakeNames
 
-from kvorum.server.same_urls import UrlMatcher
+from kvorum.server.bootstrap.same_urls import UrlMatcher
 
 HOSTS = {"a.example": "10.0.0.1", "b.example": "10.0.0.2", "six.example": "fd00::1"}
 

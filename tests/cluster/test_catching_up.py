@@ -16,7 +16,8 @@ from support.embedded import story
 
 from kvorum.pb import etcdserverpb as pb
 from kvorum.raft.types import Message, MsgType, Snapshot, SnapshotMetadata
-from kvorum.server import install, raftnode, sending
+from kvorum.server import install, raftnode
+from kvorum.server.cluster import sending
 from kvorum.server.install import SnapshotInstaller
 from kvorum.snap import SnapError
 from kvorum.types import Index, Term

@@ -12,7 +12,7 @@ from support.embedded import story
 from kvorum import errors
 from kvorum.membership import changes, quorum
 from kvorum.pb import etcdserverpb as pb
-from kvorum.server import together
+from kvorum.server.cluster import together
 from kvorum.types import LeaseID
 
 LEASE = LeaseID(7)

@@ -12,10 +12,10 @@ from corruption_kit import quiet_lines
 
 from kvorum import errors
 from kvorum.mvcc.hash import KeyValueHash
-from kvorum.server import corruption
-from kvorum.server.corruption import WHOLE_CLUSTER, CorruptionChecks
+from kvorum.server.cluster import corruption
+from kvorum.server.cluster.corruption import WHOLE_CLUSTER, CorruptionChecks
+from kvorum.server.cluster.peer_hashes import ClusterMismatch, PeerHash
 from kvorum.server.errors import CorruptMember
-from kvorum.server.peer_hashes import ClusterMismatch, PeerHash
 from kvorum.types import MemberID, Revision
 
 LEADER, B, C, D, E = (MemberID(number) for number in range(0xA, 0xF))

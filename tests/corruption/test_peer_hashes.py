@@ -14,8 +14,8 @@ from kvorum import errors
 from kvorum.h2.http import HttpRequest, HttpResponse
 from kvorum.membership import Cluster, Member
 from kvorum.mvcc.hash import KeyValueHash
-from kvorum.server import peer_hashes
-from kvorum.server.peer_hashes import ClusterMismatch, HashRoute, PeerHash, PeerHashes
+from kvorum.server.cluster import peer_hashes
+from kvorum.server.cluster.peer_hashes import ClusterMismatch, HashRoute, PeerHash, PeerHashes
 from kvorum.types import MemberID, Revision
 
 ME, B, C = MemberID(0xA), MemberID(0xB), MemberID(0xC)

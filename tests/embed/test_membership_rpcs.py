@@ -13,7 +13,7 @@ from support.rpc import MEMBER_LIST, STATUS, Rpc
 from kvorum import errors
 from kvorum.errors import Code, EtcdError
 from kvorum.pb import etcdserverpb as pb
-from kvorum.server import together
+from kvorum.server.cluster import together
 
 
 def rpc(service: str, name: str, prefix: str = "") -> Rpc:

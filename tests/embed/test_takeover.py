@@ -303,7 +303,7 @@ async def test_etcd_reads_the_log_that_we_went_on_with(
 ) -> None:
     """As long as nobody has told it that the cluster is newer than it, and its own database still
     reaches up to the newest snapshot. Every kind of entry that we write is read by it."""
-    monkeypatch.setattr("kvorum.server.versions.ETCD_VERSION", "3.5.1")
+    monkeypatch.setattr("kvorum.server.cluster.versions.ETCD_VERSION", "3.5.1")
     async with member_on(taken) as (_, client):
         for number in range(50):
             await client.put(b"ours%d" % (number % 9), b"%d" % number, lease=LEASE * (number % 2))

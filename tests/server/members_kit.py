@@ -12,12 +12,12 @@ from kvorum.instruments import Registry
 from kvorum.membership import Cluster, Member
 from kvorum.raft.types import ConfChange
 from kvorum.server.catchup import CatchUp
-from kvorum.server.leadership import Leadership
-from kvorum.server.members import MemberChanges
+from kvorum.server.cluster.leadership import Leadership
+from kvorum.server.cluster.members import MemberChanges
+from kvorum.server.cluster.to_leader import ToLeader
 from kvorum.server.proposer import Caller, Proposal, Proposer
 from kvorum.server.reads import ReadGate
 from kvorum.server.request import RequestIds
-from kvorum.server.to_leader import ToLeader
 from kvorum.telemetry import ServerMetrics
 from kvorum.types import Index, MemberID
 

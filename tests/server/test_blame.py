@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from kvorum import errors
 from kvorum.membership import Cluster, Member
 from kvorum.server.alone import Alone
-from kvorum.server.blame import Blame
+from kvorum.server.cluster.blame import Blame
 from kvorum.types import MemberID
 
 ME, B, C = MemberID(1), MemberID(2), MemberID(3)

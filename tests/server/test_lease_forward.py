@@ -11,9 +11,9 @@ from kvorum import errors
 from kvorum.lease.lessor import Lessor, NotPrimary
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import leasepb
-from kvorum.server import to_leader
 from kvorum.server.awaited import RequestFailed
-from kvorum.server.lease_forward import Leases
+from kvorum.server.cluster import to_leader
+from kvorum.server.cluster.lease_forward import Leases
 from kvorum.types import Index, LeaseID, MemberID
 
 LEASE = LeaseID(7)

@@ -14,13 +14,13 @@ from kvorum.errors import EtcdError
 from kvorum.membership import Member, changes, member_id
 from kvorum.raft.types import ConfChange, ConfChangeType
 from kvorum.server.awaited import RequestFailed
-from kvorum.server.members import (
+from kvorum.server.cluster.members import (
     TRANSFER_TIMEOUT_TEXT,
     checked_urls,
     members_from_json,
     members_to_json,
 )
-from kvorum.server.to_leader import TryAgain
+from kvorum.server.cluster.to_leader import TryAgain
 from kvorum.types import Index, MemberID
 
 NEW = ["http://127.0.0.1:9"]

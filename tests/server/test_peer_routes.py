@@ -15,8 +15,8 @@ from kvorum.membership import changes
 from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import leasepb
 from kvorum.server import catchup
-from kvorum.server.lease_forward import Leases
-from kvorum.server.peer_routes import MAX_LEASE_REQUEST, peer_routes
+from kvorum.server.cluster.lease_forward import Leases
+from kvorum.server.cluster.peer_routes import MAX_LEASE_REQUEST, peer_routes
 from kvorum.types import Index, LeaseID, MemberID
 
 LEASE = 7

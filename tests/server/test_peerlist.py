@@ -8,8 +8,8 @@ import pytest
 from members_kit import ME, THREE, TWO, DictBuckets, member
 
 from kvorum.membership import Cluster, Member
+from kvorum.server.cluster.peerlist import PeerList
 from kvorum.server.confchange import Change
-from kvorum.server.peerlist import PeerList
 from kvorum.types import MemberID
 
 

@@ -16,15 +16,15 @@ from kvorum.membership import Version
 from kvorum.pb import etcdserverpb as pb
 from kvorum.raft.codec import encode_conf_change
 from kvorum.raft.types import ConfChange, Entry, EntryType
-from kvorum.server.downgrade import Downgrades, parse_target
-from kvorum.server.request import RequestIds, encode_request
-from kvorum.server.storage_version import (
+from kvorum.server.cluster.downgrade import Downgrades, parse_target
+from kvorum.server.cluster.storage_version import (
     CannotMigrate,
     migrate,
     storage_version,
     wanted_version,
 )
-from kvorum.server.versions import ClusterVersion, MemberVersions, versions_document
+from kvorum.server.cluster.versions import ClusterVersion, MemberVersions, versions_document
+from kvorum.server.request import RequestIds, encode_request
 from kvorum.types import Index, MemberID, Term
 
 

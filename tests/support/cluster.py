@@ -18,7 +18,7 @@ from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import mvccpb
 from kvorum.peer.interface import Host
 from kvorum.raft.types import ConfChange
-from kvorum.server.bootstrap import bootstrap
+from kvorum.server.bootstrap.start import bootstrap
 from kvorum.server.server import Server
 from kvorum.telemetry import Telemetry
 from kvorum.types import MemberID

@@ -15,7 +15,7 @@ import dns.rdatatype
 import dns.rrset
 
 from kvorum.config.urls import is_ip
-from kvorum.server.names import LookupFailed, SystemNames
+from kvorum.server.bootstrap.names import LookupFailed, SystemNames
 
 Records = Mapping[tuple[str, str], list[str]]
 """``("_etcd-server._tcp.example.", "SRV")`` to texts such as ``0 0 2380 a.example.``"""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvorum.h2.http import HttpRequest, HttpResponse
-from kvorum.server.peer_routes import peer_routes
+from kvorum.server.cluster.peer_routes import peer_routes
 
 if TYPE_CHECKING:
     from support.cluster import Node, TestCluster

@@ -16,8 +16,8 @@ from kvorum.api.metrics import MetricsPage
 from kvorum.api.mirror import mirror
 from kvorum.h2.http import Headers, HttpHandler, HttpRequest, HttpResponse, text_response
 from kvorum.log import get_logger
+from kvorum.server.cluster.versions import versions_document
 from kvorum.server.server import Server
-from kvorum.server.versions import versions_document
 from kvorum.telemetry import Telemetry
 
 lg = get_logger()

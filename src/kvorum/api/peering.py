@@ -16,9 +16,9 @@ from kvorum.peer.http_client import HttpClient
 from kvorum.peer.interface import Host, Transport
 from kvorum.peer.rafthttp import Rafthttp
 from kvorum.peer.service import PEER_LIMITS, PeerService, wants_source
-from kvorum.server.booted import Booted
-from kvorum.server.peer_hashes import HASH_PATH, HashRoute
-from kvorum.server.peer_routes import peer_routes
+from kvorum.server.bootstrap.booted import Booted
+from kvorum.server.cluster.peer_hashes import HASH_PATH, HashRoute
+from kvorum.server.cluster.peer_routes import peer_routes
 from kvorum.server.server import Server
 from kvorum.telemetry import Telemetry
 

@@ -31,20 +31,24 @@ from kvorum.raft.types import NONE, ConfState, Message, Snapshot
 from kvorum.server.alone import Alone
 from kvorum.server.applier import Applier
 from kvorum.server.autocompact import AutoCompactor
-from kvorum.server.blame import Blame
-from kvorum.server.booted import Booted
-from kvorum.server.checked import corruption_checks
+from kvorum.server.bootstrap.booted import Booted
+from kvorum.server.cluster.blame import Blame
+from kvorum.server.cluster.checked import corruption_checks
+from kvorum.server.cluster.firstticks import skip_first_ticks
+from kvorum.server.cluster.handover import hand_over
+from kvorum.server.cluster.heartbeats import HeartbeatWatch
+from kvorum.server.cluster.host import PeerHost
+from kvorum.server.cluster.peerlist import PeerList
+from kvorum.server.cluster.sending import SnapshotSender
+from kvorum.server.cluster.to_leader import Requests
+from kvorum.server.cluster.together import Together
 from kvorum.server.compaction import Compactions
 from kvorum.server.confchange import Change
 from kvorum.server.diskthread import Disk, DiskThread
 from kvorum.server.errors import BadDataDirectory, MemberRemoved
 from kvorum.server.expiry import INTERVAL as EXPIRY_INTERVAL
 from kvorum.server.expiry import LeaseExpiry
-from kvorum.server.firstticks import skip_first_ticks
-from kvorum.server.handover import hand_over
 from kvorum.server.header import HeaderWriter
-from kvorum.server.heartbeats import HeartbeatWatch
-from kvorum.server.host import PeerHost
 from kvorum.server.install import SnapshotInstaller
 from kvorum.server.kernelsync import KernelSync
 from kvorum.server.logwriter import LogWriter
@@ -54,7 +58,6 @@ from kvorum.server.meta import (
     write_conf_state,
 )
 from kvorum.server.metrics import ServerMetrics
-from kvorum.server.peerlist import PeerList
 from kvorum.server.proposer import Caller, Ignored, Proposer, Told, fail
 from kvorum.server.publisher import Publisher
 from kvorum.server.quota import Quota
@@ -62,10 +65,7 @@ from kvorum.server.raftlog import RaftLog
 from kvorum.server.raftnode import RaftNode
 from kvorum.server.reads import ReadGate
 from kvorum.server.request import RequestIds
-from kvorum.server.sending import SnapshotSender
 from kvorum.server.snapshotter import PURGE_INTERVAL, SnapshotTaker
-from kvorum.server.to_leader import Requests
-from kvorum.server.together import Together
 from kvorum.telemetry import Telemetry
 from kvorum.types import Index, MemberID, Revision, Term
 from kvorum.wal import WALError, WriteTimes

@@ -12,11 +12,11 @@ from kvorum.mvcc.hash import KeyValueHash
 from kvorum.mvcc.store import Store
 from kvorum.pb import etcdserverpb as pb
 from kvorum.server.awaited import until_fresh
-from kvorum.server.corruption import CorruptionChecks
-from kvorum.server.peer_hashes import PeerHash, PeerHashes
+from kvorum.server.cluster.corruption import CorruptionChecks
+from kvorum.server.cluster.peer_hashes import PeerHash, PeerHashes
+from kvorum.server.cluster.to_leader import Requests
 from kvorum.server.proposer import Ignored, Proposer
 from kvorum.server.reads import ReadGate
-from kvorum.server.to_leader import Requests
 from kvorum.types import MemberID
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from kvorum.config import ServerConfig
 from kvorum.config.urls import URL, join, parse_members, render_members, strings
 from kvorum.membership import Member, cluster_id, member_id
+from kvorum.server.bootstrap.same_urls import UrlMatcher
 from kvorum.server.errors import BadInitialCluster
-from kvorum.server.same_urls import UrlMatcher
 from kvorum.types import MemberID
 
 NamedURLs = dict[str, tuple[URL, ...]]

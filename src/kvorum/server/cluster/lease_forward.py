@@ -19,9 +19,9 @@ from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import leasepb
 from kvorum.server.awaited import Awaited, RequestFailed
 from kvorum.server.catchup import CatchUp
-from kvorum.server.leadership import Leadership
+from kvorum.server.cluster.leadership import Leadership
+from kvorum.server.cluster.to_leader import PAUSE, LedHere, ToLeader, TryAgain
 from kvorum.server.proposer import Proposer
-from kvorum.server.to_leader import PAUSE, LedHere, ToLeader, TryAgain
 from kvorum.types import LeaseID
 
 RENEW_PATH: Final = "/leases"

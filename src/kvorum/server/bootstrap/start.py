@@ -14,15 +14,15 @@ import asyncio
 from kvorum.config import ServerConfig
 from kvorum.log import get_logger
 from kvorum.peer.http_client import HttpClient
-from kvorum.server.begin import begin
-from kvorum.server.booted import Booted, Identity, Places, log_is_missing
+from kvorum.server.bootstrap.begin import begin
+from kvorum.server.bootstrap.booted import Booted, Identity, Places, log_is_missing
+from kvorum.server.bootstrap.initial import parse_initial
+from kvorum.server.bootstrap.join import join
+from kvorum.server.bootstrap.names import Names, SystemNames
+from kvorum.server.bootstrap.new_cluster import new_cluster
+from kvorum.server.bootstrap.restart import restart
+from kvorum.server.bootstrap.same_urls import UrlMatcher
 from kvorum.server.goimport import GO_FILE_NAME
-from kvorum.server.initial import parse_initial
-from kvorum.server.join import join
-from kvorum.server.names import Names, SystemNames
-from kvorum.server.new_cluster import new_cluster
-from kvorum.server.restart import restart
-from kvorum.server.same_urls import UrlMatcher
 from kvorum.wal import exists
 
 __all__ = ["Booted", "bootstrap"]

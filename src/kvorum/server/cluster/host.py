@@ -11,9 +11,9 @@ from kvorum.log import get_logger
 from kvorum.membership import Cluster
 from kvorum.peer.interface import OutgoingSnapshot, RemovedMember, WrongMember
 from kvorum.raft.types import Message, MsgType
+from kvorum.server.cluster.sending import SnapshotSender
 from kvorum.server.install import SnapshotInstaller
 from kvorum.server.raftnode import RaftNode
-from kvorum.server.sending import SnapshotSender
 from kvorum.types import MemberID
 
 lg = get_logger()

@@ -25,8 +25,8 @@ from typing import Any, Final, Protocol
 from kvorum import errors
 from kvorum.log import get_logger
 from kvorum.mvcc.hash import KeyValueHash
+from kvorum.server.cluster.peer_hashes import ClusterMismatch, PeerHash
 from kvorum.server.errors import CorruptMember
-from kvorum.server.peer_hashes import ClusterMismatch, PeerHash
 from kvorum.types import MemberID, Revision
 
 WHOLE_CLUSTER: Final = MemberID(0)

@@ -22,16 +22,16 @@ from kvorum.pb import etcdserverpb as pb
 from kvorum.pb import leasepb
 from kvorum.server.awaited import RequestFailed, until_fresh
 from kvorum.server.catchup import CatchUp
-from kvorum.server.lease_forward import INTERNAL_PATH, RENEW_PATH, Leases
-from kvorum.server.members import (
+from kvorum.server.cluster.lease_forward import INTERNAL_PATH, RENEW_PATH, Leases
+from kvorum.server.cluster.members import (
     NOT_FOUND_TEXT,
     NOT_LEARNER_TEXT,
     PROMOTE_PATH,
     MemberChanges,
     members_to_json,
 )
+from kvorum.server.cluster.versions import versions_document
 from kvorum.server.reads import ReadGate
-from kvorum.server.versions import versions_document
 from kvorum.types import LeaseID, MemberID
 
 MAX_LEASE_REQUEST: Final = 64 * 1024

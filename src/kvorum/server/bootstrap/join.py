@@ -14,17 +14,17 @@ from kvorum.log import get_logger
 from kvorum.membership import Member
 from kvorum.membership.version import LOWEST, OWN, Version, parse_version
 from kvorum.peer.http_client import HttpClient
-from kvorum.server.booted import Identity
-from kvorum.server.errors import TOO_MANY_LEARNERS, BadInitialCluster, CannotJoin
-from kvorum.server.initial import InitialCluster, require_sound
-from kvorum.server.peer_queries import (
+from kvorum.server.bootstrap.booted import Identity
+from kvorum.server.bootstrap.initial import InitialCluster, require_sound
+from kvorum.server.bootstrap.peer_queries import (
     NoCluster,
     RunningCluster,
     ask_cluster,
     ask_cluster_version,
     ask_downgrade,
 )
-from kvorum.server.same_urls import UrlMatcher, quoted, same_text
+from kvorum.server.bootstrap.same_urls import UrlMatcher, quoted, same_text
+from kvorum.server.errors import TOO_MANY_LEARNERS, BadInitialCluster, CannotJoin
 from kvorum.types import MemberID
 
 MEMBERS_TIMEOUT: Final = 10.0

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from kvorum.config import ServerConfig
 from kvorum.config.urls import URL, strings
 from kvorum.log import get_logger
+from kvorum.server.bootstrap.names import Names, Service
 from kvorum.server.errors import BadInitialCluster
-from kvorum.server.names import Names, Service
 
 lg = get_logger()
 

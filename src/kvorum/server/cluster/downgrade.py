@@ -15,9 +15,9 @@ from kvorum.log import get_logger
 from kvorum.membership import Cluster, Version, parse_version
 from kvorum.pb import membershippb
 from kvorum.server.awaited import Awaited, until_fresh
+from kvorum.server.cluster.versions import MemberVersions
 from kvorum.server.proposer import Proposer
 from kvorum.server.reads import ReadGate
-from kvorum.server.versions import MemberVersions
 
 lg = get_logger()
 

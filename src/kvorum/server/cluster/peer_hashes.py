@@ -14,7 +14,7 @@ from kvorum.h2.http import HttpRequest, HttpResponse, text_response
 from kvorum.log import get_logger
 from kvorum.membership import Cluster, Member
 from kvorum.mvcc.hash import KeyValueHash
-from kvorum.server.to_leader import Reply, Requests
+from kvorum.server.cluster.to_leader import Reply, Requests
 from kvorum.types import MemberID, Revision
 
 HASH_PATH: Final = "/members/hashkv"

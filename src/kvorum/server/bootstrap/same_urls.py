@@ -13,7 +13,7 @@ from typing import Final
 
 from kvorum.config.urls import URL, parse_url
 from kvorum.log import get_logger
-from kvorum.server.names import Names
+from kvorum.server.bootstrap.names import Names
 
 PATIENCE: Final = 30.0
 """Seconds in which all names have to be found."""

@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 from kvorum.config import ServerConfig
 from kvorum.h2 import RpcError
 from kvorum.log import get_logger
-from kvorum.server.discovery_client import BadEndpoint, DiscoveryClient
-from kvorum.server.discovery_registry import Registry, RegistryError, parse_size
+from kvorum.server.bootstrap.discovery_client import BadEndpoint, DiscoveryClient
+from kvorum.server.bootstrap.discovery_registry import Registry, RegistryError, parse_size
 from kvorum.server.errors import DiscoveryFailed
 from kvorum.types import MemberID, Revision
 

@@ -16,10 +16,10 @@ from kvorum.membership import Cluster, FutureVersion, Member
 from kvorum.pb import etcdserverpb as pb
 from kvorum.raft.storage import MemoryStorage
 from kvorum.raft.types import EMPTY_HARD_STATE, ConfState, HardState, Snapshot, SnapshotMetadata
-from kvorum.server.begin import begin_log
-from kvorum.server.booted import Booted, Identity, Places, open_backend
+from kvorum.server.bootstrap.begin import begin_log
+from kvorum.server.bootstrap.booted import Booted, Identity, Places, open_backend
+from kvorum.server.bootstrap.force_new import force_new_cluster
 from kvorum.server.errors import TOO_MANY_LEARNERS, BadDataDirectory
-from kvorum.server.force_new import force_new_cluster
 from kvorum.server.goimport import GO_FILE_NAME, import_go_database
 from kvorum.server.meta import read_applied
 from kvorum.snap import NoSnapshot

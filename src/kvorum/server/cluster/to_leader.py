@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from kvorum import errors
-from kvorum.server.leadership import Leadership
+from kvorum.server.cluster.leadership import Leadership
 from kvorum.types import MemberID
 
 PAUSE: Final = 0.05

@@ -12,7 +12,7 @@ from kvorum.pb import etcdserverpb as pb
 from kvorum.raft.codec import encode_conf_change
 from kvorum.raft.storage import MemoryStorage
 from kvorum.raft.types import NONE, Entry, HardState
-from kvorum.server.booted import Booted, Identity, Places, log_is_missing, open_backend
+from kvorum.server.bootstrap.booted import Booted, Identity, Places, log_is_missing, open_backend
 from kvorum.server.meta import read_applied
 from kvorum.snap import Snapshotter as SnapFiles
 from kvorum.types import Index, Term

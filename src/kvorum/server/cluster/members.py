@@ -20,9 +20,9 @@ from kvorum.raft.status import Status
 from kvorum.raft.types import ConfChange
 from kvorum.server.awaited import Awaited, RequestFailed
 from kvorum.server.catchup import CatchUp
-from kvorum.server.leadership import Leadership
+from kvorum.server.cluster.leadership import Leadership
+from kvorum.server.cluster.to_leader import LedHere, ToLeader, TryAgain
 from kvorum.server.proposer import Caller
-from kvorum.server.to_leader import LedHere, ToLeader, TryAgain
 from kvorum.telemetry import ServerMetrics
 from kvorum.types import MemberID
 

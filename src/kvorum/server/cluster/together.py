@@ -17,18 +17,23 @@ from kvorum.membership import Cluster, Version, parse_version
 from kvorum.raft.types import Entry
 from kvorum.server.applier import Applier
 from kvorum.server.catchup import CatchUp
-from kvorum.server.downgrade import Downgrades
+from kvorum.server.cluster.downgrade import Downgrades
+from kvorum.server.cluster.leadership import Leadership
+from kvorum.server.cluster.lease_forward import Leases
+from kvorum.server.cluster.members import MemberChanges
+from kvorum.server.cluster.storage_version import (
+    CannotMigrate,
+    migrate,
+    storage_version,
+    wanted_version,
+)
+from kvorum.server.cluster.to_leader import Requests, ToLeader
+from kvorum.server.cluster.versions import INTERVAL, ClusterVersion, MemberVersions
 from kvorum.server.expiry import LeaseExpiry
-from kvorum.server.leadership import Leadership
-from kvorum.server.lease_forward import Leases
-from kvorum.server.members import MemberChanges
 from kvorum.server.meta import Buckets
 from kvorum.server.proposer import Proposer
 from kvorum.server.raftnode import RaftNode
 from kvorum.server.reads import ReadGate
-from kvorum.server.storage_version import CannotMigrate, migrate, storage_version, wanted_version
-from kvorum.server.to_leader import Requests, ToLeader
-from kvorum.server.versions import INTERVAL, ClusterVersion, MemberVersions
 from kvorum.telemetry import ServerMetrics
 from kvorum.version import ETCD_VERSION
 

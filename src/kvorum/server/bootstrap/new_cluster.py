@@ -9,20 +9,20 @@ from kvorum.config import ServerConfig
 from kvorum.config.urls import parse_members
 from kvorum.log import get_logger
 from kvorum.peer.http_client import HttpClient
-from kvorum.server.booted import Identity
-from kvorum.server.discovery_srv import ask_dns
-from kvorum.server.discovery_v3 import join_discovery
-from kvorum.server.errors import BadInitialCluster, DiscoveryFailed
-from kvorum.server.initial import (
+from kvorum.server.bootstrap.booted import Identity
+from kvorum.server.bootstrap.discovery_srv import ask_dns
+from kvorum.server.bootstrap.discovery_v3 import join_discovery
+from kvorum.server.bootstrap.initial import (
     InitialCluster,
     has_duplicate_url,
     parse_initial,
     require_advertised,
     require_sound,
 )
-from kvorum.server.names import Names
-from kvorum.server.peer_queries import NoCluster, ask_cluster
-from kvorum.server.same_urls import UrlMatcher
+from kvorum.server.bootstrap.names import Names
+from kvorum.server.bootstrap.peer_queries import NoCluster, ask_cluster
+from kvorum.server.bootstrap.same_urls import UrlMatcher
+from kvorum.server.errors import BadInitialCluster, DiscoveryFailed
 
 MEMBERS_TIMEOUT: Final = 1.0
 """Seconds for each of the others, who mostly are not there yet."""

@@ -11,8 +11,8 @@ from kvorum.log import get_logger
 from kvorum.membership import Cluster, Member, Version, parse_version
 from kvorum.membership.version import OWN, InvalidDowngrade, decide
 from kvorum.pb import membershippb
+from kvorum.server.cluster.to_leader import Requests
 from kvorum.server.proposer import Proposer, Told
-from kvorum.server.to_leader import Requests
 from kvorum.types import MemberID
 from kvorum.version import ETCD_VERSION
 
