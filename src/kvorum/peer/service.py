@@ -147,7 +147,7 @@ class PeerService:
         try:
             ctx.host.receive(message)
         except (RemovedMember, WrongMember) as error:
-            self._warn("failed to process Raft message", error=error or type(error).__name__)
+            self._warn("failed to process Raft message", error=str(error) or type(error).__name__)
             # Not 403: an etcd that gets one takes it that itself was removed, and stops.
             response = text_response(500, "error processing raft message")
             response.headers.append(("connection", "close"))

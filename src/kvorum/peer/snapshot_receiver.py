@@ -141,7 +141,7 @@ class _Transfer:
         except (RemovedMember, WrongMember, SnapError, OSError) as error:
             with suppress(FileNotFoundError):  # unless the host has taken it away
                 path.unlink()
-            return self.not_processed(error or type(error).__name__)
+            return self.not_processed(str(error) or type(error).__name__)
         ctx.transfer.received.with_labels(self.sender).value += 1
         seconds = ctx.transfer.receive_seconds.with_labels(self.sender)
         seconds.observe(ctx.loop.time() - self._started)
