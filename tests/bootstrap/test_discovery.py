@@ -12,6 +12,7 @@ import uvloop
 from boot_kit import config_of
 from peer_fakes import FakeHttp, FakeNames
 from support.binaries import Binaries
+from support.member import QUICK
 from support.member import Member as Process
 from support.ports import free_port
 
@@ -188,7 +189,7 @@ def test_the_service_comes_late_and_goes_away(tmp_path: Path, reference: Binarie
     """It is asked again and again, and what was registered before counts."""
 
     async def story() -> None:
-        process = Process(reference.etcd, tmp_path / "service")
+        process = Process(reference.etcd, tmp_path / "service", flags=QUICK)
         waits: list[int] = []
         tried = asyncio.Event()
 

@@ -114,6 +114,7 @@ class Recorder:
         self.compact_asked = 0
         self._progress = threading.Condition()
         self._acked = 0
+        self._over = False
 
     def tick(self) -> int:
         return next(self.clock)
@@ -123,10 +124,17 @@ class Recorder:
             self._acked += 1
             self._progress.notify_all()
 
+    def end(self) -> None:
+        """Nobody need wait for more."""
+        with self._progress:
+            self._over = True
+            self._progress.notify_all()
+
     def wait_acks(self, count: int, timeout: float) -> bool:
         """Wait until ``count`` operations of this epoch are acknowledged."""
         with self._progress:
-            return self._progress.wait_for(lambda: self._acked >= count, timeout)
+            self._progress.wait_for(lambda: self._acked >= count or self._over, timeout)
+            return self._acked >= count
 
     @property
     def acked(self) -> int:

@@ -16,7 +16,7 @@ from crash.damage import DAMAGES, Damage, LogFile, copy_folder
 from crash.history import Event, Watched
 from crash.workload import Watcher
 from support.binaries import Binaries
-from support.member import Member, MemberExited, MemberFactory
+from support.member import QUICK, Member, MemberExited, MemberFactory
 from support.rpc import DELETE_RANGE, PUT, RANGE, TXN, Client
 from support.seeds import fresh_seed
 from support.wait import WaitTimeout
@@ -33,7 +33,8 @@ SHORT = {
 WRITES = 150
 
 # Nothing is committed to the database while the server runs, so that all is in the log alone.
-BEHIND = ["--log-level=warn", "--backend-batch-interval=1h", "--backend-batch-limit=1000000"]
+FLAGS = ["--log-level=warn", *QUICK]
+BEHIND = [*FLAGS, "--backend-batch-interval=1h", "--backend-batch-limit=1000000"]
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ class Masters:
     def get(self, binary: Path, *, behind: bool) -> Master:
         key = (binary, behind)
         if key not in self._made:
-            flags = BEHIND if behind else ["--log-level=warn"]
+            flags = BEHIND if behind else FLAGS
             self._made[key] = make_master(self._members, binary, flags)
         return self._made[key]
 
@@ -117,7 +118,7 @@ def seed(pytestconfig: pytest.Config) -> int:
 
 def damaged(members: MemberFactory, master: Master, damage: Damage, seed: int) -> Member:
     """A member on a damaged copy of the master's folder."""
-    member = members(master.binary, flags=["--log-level=warn"])
+    member = members(master.binary, flags=FLAGS)
     copy_folder(master.folder / "data", member.data_dir)
     damage.do(LogFile(member.wal_files()[-1], random.Random(seed)))
     return member

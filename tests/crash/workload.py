@@ -119,6 +119,7 @@ class Epoch:
     def join(self) -> None:
         """Wait for all clients, after the server's death or after ``stop``."""
         self.stop.set()
+        self.recorder.end()
         for worker in self.workers:
             worker.thread.join(JOIN_SECONDS)
             assert not worker.thread.is_alive(), f"client {worker.mind.name} hangs"

@@ -17,7 +17,7 @@ import pytest
 from support.binaries import Binaries
 from support.embedded import Client, config_of, member_on, op, status, story
 from support.member import Member as EtcdMember
-from support.member import MemberFactory
+from support.member import QUICK, MemberFactory
 from support.rpc import (
     COMPACT,
     DELETE_RANGE,
@@ -43,7 +43,6 @@ from kvorum.wal import SegmentLocked
 
 ALL = {"key": b"\0", "range_end": b"\0"}
 LEASE = 0x5A4AA206751F080E
-FLAGS = ["--heartbeat-interval=10", "--election-timeout=100"]
 
 
 @dataclass
@@ -65,7 +64,7 @@ class Left:
 @pytest.fixture(scope="module")
 def left(reference: Binaries, module_members: MemberFactory) -> Left:
     """Snapshots are taken every hundred entries, and the last ones are in the log alone."""
-    etcd = module_members(reference.etcd, flags=[*FLAGS, "--snapshot-count=100"]).start()
+    etcd = module_members(reference.etcd, flags=[*QUICK, "--snapshot-count=100"]).start()
     found = Left(etcd.data_dir)
     with EtcdClient(etcd.endpoint).wait_connected() as client:
         write(client)
@@ -229,7 +228,7 @@ async def test_a_lost_database_of_ours_is_made_again_from_etcds(
 async def test_a_directory_that_etcd_has_open(
     reference: Binaries, members: MemberFactory, tmp_path: Path
 ) -> None:
-    etcd = members(reference.etcd, flags=FLAGS, folder=tmp_path).start()
+    etcd = members(reference.etcd, flags=QUICK, folder=tmp_path).start()
     config = config_of(tmp_path)
     with pytest.raises(SegmentLocked, match="held by another process"):
         await Member(config).start()
@@ -250,7 +249,7 @@ async def test_a_database_with_authentication(
     reference: Binaries, members: MemberFactory, tmp_path: Path
 ) -> None:
     """It would be open to everybody."""
-    etcd = members(reference.etcd, flags=[*FLAGS, "--snapshot-count=5"], folder=tmp_path).start()
+    etcd = members(reference.etcd, flags=[*QUICK, "--snapshot-count=5"], folder=tmp_path).start()
     enable_auth(reference, etcd)
     etcd.stop()
     assert "authentication is enabled" in await refused(config_of(tmp_path))
@@ -269,7 +268,7 @@ async def test_a_member_of_a_larger_cluster(
     pair = [members(reference.etcd, name=name, folder=tmp_path / name) for name in ("a", "b")]
     urls = [f"{m.name}=http://127.0.0.1:{m.peer_port}" for m in pair]
     for member in pair:
-        member.flags = [*FLAGS, f"--initial-cluster={','.join(urls)}"]
+        member.flags = [*QUICK, f"--initial-cluster={','.join(urls)}"]
         member.spawn()
     for member in pair:
         member.wait_ready()
@@ -333,7 +332,7 @@ async def test_etcd_reads_the_log_that_we_went_on_with(
 
 
 def back_to_etcd(reference: Binaries, members: MemberFactory, folder: Path) -> EtcdMember:
-    return members(reference.etcd, flags=FLAGS, folder=folder)
+    return members(reference.etcd, flags=QUICK, folder=folder)
 
 
 @story
