@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from support.binaries import Binaries
 from support.embedded import Client, config_of, member_on, op, status, story
-from support.member import Member as EtcdMember
 from support.member import QUICK, MemberFactory
+from support.member import Member as EtcdMember
 from support.rpc import (
     COMPACT,
     DELETE_RANGE,
