@@ -50,6 +50,11 @@ class SimCall:
         self._client = client
         self._inbox: list[bytes] = []
         self._paused = False
+        self._number = client.number
+
+    def __hash__(self) -> int:
+        """The same in every run: calls are kept in sets, and told something in their order."""
+        return self._number
 
     def reply(self, message: bytes) -> None:
         if not self.done:
@@ -122,6 +127,7 @@ class ClientCall:
         self._last_arrival = 0.0
         self._last_departure = 0.0
         self._broken = False
+        self.number = net.number()
         self.ended = False
         self.call: SimCall | None = None
 

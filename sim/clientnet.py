@@ -25,6 +25,12 @@ class ClientNet:
         self.cut_off: set[str] = set()
         self._random = random
         self._delay = delay
+        self._numbers = 0
+
+    def number(self) -> int:
+        """Of the next call."""
+        self._numbers += 1
+        return self._numbers
 
     def delay(self) -> float:
         return self._random.expovariate(1 / self._delay)

@@ -148,8 +148,8 @@ class OpenFile:
 
 
 class Disk:
-    """One member's disk. ``slowness`` stretches its syncs; ``spent`` sums up their seconds, and
-    ``sync_cost`` says how long the next one takes."""
+    """One member's disk. ``slowness`` stretches its writes and syncs; ``spent`` sums up their
+    seconds."""
 
     def __init__(self) -> None:
         self.slowness = 1.0

@@ -26,6 +26,9 @@ T = TypeVar("T")
 MAX_CUT: Final = 12
 """File operations after which a blocking call that was cut off may have stopped."""
 SYNC_COST: Final = 0.002
+WRITE_COST: Final = 0.0001
+STALL: Final = 0.005
+"""Seconds that a write takes when the system's memory is full of what waits for the disk."""
 EXECUTOR_COST: Final = 0.003
 
 
@@ -90,7 +93,6 @@ class Blocking:
             self._busy = False
             return
         work, done = self._queue.popleft()
-        self._process.disk.spent = 0.0
         result = _outcome(work)
         self._process.world.soon(done, result, process=self._process)
         self._busy = bool(self._queue)
@@ -122,6 +124,8 @@ class Process:
         self.alive = True
         self.paused_until = 0.0
         self.random = world.fork(name)
+        self.stalls = self.random.choice([0.0, 0.01, 0.2])
+        """The share of its writes that wait for the disk."""
         self.files: dict[int, OpenFile] = {}
         self.threads: list[Blocking] = []
         self.calls: dict[ClientCall, None] = {}
@@ -137,6 +141,11 @@ class Process:
     def sync_cost(self) -> float:
         """Seconds that a sync of its disk takes."""
         return self.disk.slowness * self.random.expovariate(1 / SYNC_COST)
+
+    def write_cost(self) -> float:
+        """Seconds that a write takes."""
+        stall = STALL if self.random.random() < self.stalls else 0.0
+        return self.disk.slowness * WRITE_COST + stall
 
     def run(self, work: Callable[[], T]) -> T:
         """Run something as this process, from outside."""
@@ -177,6 +186,28 @@ class Process:
             self.disk.cut_power(self.random)
 
 
+class Future(asyncio.Future[Any]):
+    """One whose place in a set is the same in every run: who is woken first depends on it."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__(loop=loop)
+        self._number = loop.number()
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class Task(asyncio.Task[Any]):
+    """See `Future`."""
+
+    def __init__(self, loop: Loop, work: Coroutine[Any, Any, Any], name: str | None) -> None:
+        self._number = loop.number()  # the base class puts it into a set
+        super().__init__(work, loop=loop, name=name)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class Loop(asyncio.AbstractEventLoop):
     """asyncio's loop, as far as members use it, on the world's time."""
 
@@ -184,7 +215,12 @@ class Loop(asyncio.AbstractEventLoop):
         self._process = process
         self._world = process.world
         self.tasks: set[asyncio.Task[Any]] = set()
+        self._numbers = 0
         self._executor = Blocking(process, lambda: process.random.expovariate(1 / EXECUTOR_COST))
+
+    def number(self) -> int:
+        self._numbers += 1
+        return self._numbers
 
     def time(self) -> float:
         return self._process.clock.local(self._world.now)
@@ -219,14 +255,14 @@ class Loop(asyncio.AbstractEventLoop):
         return self.call_later(when - self.time(), callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return Future(self)
 
     def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Any = None
     ) -> asyncio.Task[T]:
         """Kept until it is done: were one that sleeps for ever collected, its ``finally`` would
         run, after the end of its process and whenever the collector likes."""
-        task = asyncio.Task(coro, loop=self, name=name)
+        task = Task(self, coro, name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task

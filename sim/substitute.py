@@ -8,6 +8,7 @@ identity and wherever it is: a module that is new tomorrow needs nothing to be d
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import fcntl
 import os
 import pathlib
@@ -178,6 +179,9 @@ def _kernel_syncs(world: World, system: System) -> type:
         def __init__(self) -> None:
             process = _current(world)
             self._kernel = Blocking(process, process.sync_cost)
+            self._random = process.random
+            self._crowded = process.random.choice([0.0, 0.0, 0.05])
+            self._fickle = process.random.choice([0.0, 0.0, 0.005])
 
         @classmethod
         def open(cls, loop: object) -> KernelSync | None:
@@ -185,6 +189,12 @@ def _kernel_syncs(world: World, system: System) -> type:
             return cls() if _current(world).random.random() < 0.7 else None
 
         def start(self, fd: int, done: Callable[[OSError | None], None]) -> None:
+            """It may have no room just now, or not do it any more."""
+            assert not self._kernel.pending, "one sync at a time"
+            if self._random.random() < self._crowded:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            if self._random.random() < self._fickle:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             self._kernel.submit(lambda: system.os.fdatasync(fd), done)
 
         def wait(self) -> None:

@@ -150,8 +150,9 @@ class Os:
     fdatasync = fsync
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
-        file = self._system.file(fd)
-        self._system.process.disk.touched()
+        file, process = self._system.file(fd), self._system.process
+        process.disk.touched()
+        process.disk.spent += process.write_cost()
         file.write(offset, bytes(data))
         return len(data)
 
@@ -382,7 +383,7 @@ class Time:
         return process.local(process.world.now)
 
     def perf_counter(self) -> float:
-        """Goes on within an event too, by what the syncs in it cost."""
+        """Goes on within an event too, by what its writes and syncs cost."""
         process = self._system.process
         return process.world.now + process.disk.spent
 
