@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import get_context
+from threading import BoundedSemaphore
 from typing import Final
 
 from sim.run import Report, run
@@ -25,10 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from sim.hunt import hunt  # it patches what it imports
 
         return hunt(options.bugs, processes=options.processes)
-    if options.seed is not None and options.seeds == 1:
+    if options.seed is not None and options.seeds == 1 and options.minutes is None:
         return replay(options.seed, trace=options.trace)
     first = random.SystemRandom().randrange(SPREAD) if options.seed is None else options.seed
-    return many(range(first, first + options.seeds), options.processes)
+    if options.minutes is not None:
+        seeds: Iterable[int] = within(options.minutes, first)
+    else:
+        seeds = range(first, first + options.seeds)
+    return many(first, seeds, options.processes)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m sim", description="A cluster under one seed.")
     add = parse.add_argument
     add("--seeds", type=int, default=1, metavar="N", help="how many seeds to run (1)")
+    add("--minutes", type=float, metavar="N", help="run seeds for so long instead")
     add("--seed", type=int, metavar="FIRST", help="the first one (a random one)")
     add("--trace", action="store_true", help="print what happens, for a single seed")
     add("--processes", type=int, default=os.cpu_count() or 1, help="how many to run at a time")
@@ -52,7 +59,13 @@ def replay(seed: int, *, trace: bool) -> int:
     return 0 if report.ok else 1
 
 
-def many(seeds: Sequence[int], processes: int) -> int:
+def within(minutes: float, first: int) -> Iterator[int]:
+    """Seeds until the time is up."""
+    until = time.monotonic() + minutes * 60
+    return itertools.takewhile(lambda _: time.monotonic() < until, itertools.count(first))
+
+
+def many(first: int, seeds: Iterable[int], processes: int) -> int:
     """Many seeds, on all cores; failures are told as they come."""
     began = time.monotonic()
     failed, done, operations = [], 0, 0
@@ -65,7 +78,7 @@ def many(seeds: Sequence[int], processes: int) -> int:
         if done % 100 == 0:
             print(f"{done} seeds, {rate(done, began)}", flush=True)
     print(
-        f"{done} seeds from {seeds[0]}, {operations:,} operations, {rate(done, began)},"
+        f"{done} seeds from {first}, {operations:,} operations, {rate(done, began)},"
         f" {len(failed)} failed{': ' + ' '.join(map(str, sorted(failed))) if failed else ''}"
     )
     return 1 if failed else 0
@@ -77,8 +90,17 @@ def run_all(seeds: Iterable[int], processes: int) -> Iterator[Report]:
     if processes <= 1:
         yield from map(run, seeds)
         return
+    room = BoundedSemaphore(2 * processes)  # a pool would take in all seeds at once
+
+    def one_by_one() -> Iterator[int]:
+        for seed in seeds:
+            room.acquire()
+            yield seed
+
     with get_context("spawn").Pool(processes, maxtasksperchild=200) as pool:
-        yield from pool.imap_unordered(run, seeds)
+        for report in pool.imap_unordered(run, one_by_one()):
+            room.release()
+            yield report
 
 
 def tell(report: Report, *, briefly: bool) -> None:
