@@ -136,13 +136,16 @@ class LogWriter:
     def _synced(self, error: OSError | None) -> None:
         """The kernel is done. What waits is begun before the answer to this is worked on."""
         done = self._take_done()
-        result: WriteTimes | WALError
+        result: WriteTimes | Exception
         try:
             result = self._wal.finish(perf_counter() - self._began, error)
         except WALError as failure:
             result = failure
-        while self._waiting and self._syncing is None:
-            self._waiting.popleft()()
+        try:
+            while self._waiting and self._syncing is None:
+                self._waiting.popleft()()
+        except Exception as failure:  # the loop would log it, and go on without the write
+            result = failure
         self._written(result, done)
 
     def _take_done(self) -> Done:
