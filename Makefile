@@ -2,7 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test test-compiled check interop crash chaos soak sim bench pb lock sim
+# Each run remembers by itself what failed, so that it can be tried again.
+PYTEST = $(BIN)/python -m pytest -rs -o cache_dir=.pytest_cache/$@
+
+.PHONY: setup run test test-compiled check interop crash chaos soak sim bench pb lock \
+	test-parts test-processes test-compiled-parts test-compiled-processes
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -20,15 +24,32 @@ setup: $(VENV)/.compiled
 run: setup
 	$(BIN)/kvorum
 
+# Two halves side by side: the tests of processes and clusters mostly wait.
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --keep-going --output-sync=target -j2
+PROCESSES := $(addprefix tests/,bench bootstrap cli cluster crash differential)
+
 # On the sources, as they are.
 test: $(VENV)/.ready
-	KVORUM_PLAIN=1 $(BIN)/python -m pytest -rs --ignore=tests/interop --ignore=tests/chaos
+	$(SIDE_BY_SIDE) test-processes test-parts
 
-# On the compiled modules: the tests of what they are part of, but for those that reach into one.
+test-processes: $(VENV)/.ready
+	KVORUM_PLAIN=1 $(PYTEST) $(PROCESSES)
+
+test-parts: $(VENV)/.ready
+	KVORUM_PLAIN=1 $(PYTEST) $(addprefix --ignore=,$(PROCESSES) tests/interop tests/chaos)
+
+# On the compiled modules: the tests of what they are part of, but for those that reach into one,
+# and for those of the tests' own means.
 test-compiled: setup
-	$(BIN)/python -m pytest -rs -m "not plain" tests/compiled tests/api tests/backend tests/cluster \
-		tests/crash tests/differential tests/embed tests/h2 tests/lease tests/mvcc tests/peer \
-		tests/raft tests/server tests/wal
+	$(SIDE_BY_SIDE) test-compiled-processes test-compiled-parts
+
+test-compiled-processes: setup
+	$(PYTEST) -m "not plain" $(addprefix tests/,cluster crash differential) \
+		--ignore=tests/crash/test_checks.py --ignore=tests/differential/test_planted.py
+
+test-compiled-parts: setup
+	$(PYTEST) -m "not plain" \
+		$(addprefix tests/,compiled api backend embed h2 lease mvcc peer raft server wal)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -38,7 +59,7 @@ check: $(VENV)/.ready
 
 # Other people's clients and binaries against members; members on a network that fails.
 interop: setup
-	$(BIN)/python -m pytest tests/interop tests/chaos -rs
+	$(PYTEST) tests/interop tests/chaos
 
 # Kills and failpoints, over and over: CYCLES=200 for a closing run.
 CYCLES ?= 50

@@ -86,10 +86,12 @@ class Member:
     def spawn(self, extra_env: Mapping[str, str] | None = None) -> None:
         """Start the process and return at once.
 
-        The environment is as bare as a supervisor's: nothing of this session leaks in.
+        The environment is as bare as a supervisor's: nothing of this session leaks in, but whether
+        the compiled modules are tested or the sources.
         """
         assert not self.running, f"{self.name} runs already"
-        env = {"PATH": os.environ.get("PATH", os.defpath)} | self.env | dict(extra_env or {})
+        kept = {name: os.environ[name] for name in ("PATH", "KVORUM_PLAIN") if name in os.environ}
+        env = {"PATH": os.defpath} | kept | self.env | dict(extra_env or {})
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
