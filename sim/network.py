@@ -78,7 +78,11 @@ class Network:
     """Takes a line for the trace."""
 
     def link(self, source: MemberID, target: MemberID) -> Link:
-        return self.links.setdefault((source, target), Link())
+        pair = (source, target)
+        link = self.links.get(pair)
+        if link is None:
+            link = self.links[pair] = Link()
+        return link
 
     def cut(self, sources: Iterable[MemberID], targets: Iterable[MemberID]) -> None:
         """Let nothing through from some to others."""

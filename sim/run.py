@@ -94,6 +94,7 @@ class Run:
         self.world = cluster.world
         self.plan = cluster.plan
         self.records = Records()
+        self._complaints = cluster.ledger.wrong
         values = map(b"v%d".__mod__, itertools.count(1))
         plan = self.plan
         self.clients = [
@@ -120,6 +121,10 @@ class Run:
     def wrong(self) -> list[str]:
         return self.cluster.ledger.wrong + self.world.failures
 
+    def _is_wrong(self) -> bool:
+        """Asked after every event."""
+        return bool(self.world.failures or self._complaints)
+
     def report(self) -> Report:
         """Do all of it."""
         self._live()
@@ -143,7 +148,7 @@ class Run:
         """Clients and faults."""
         plan, world = self.plan, self.world
         self.cluster.begin()
-        world.run_until(15.0, lambda: bool(self.cluster.serving()) or bool(self.wrong))
+        world.run_until(15.0, lambda: bool(self.cluster.serving()) or self._is_wrong())
         actors: list[Actor] = [*self.clients, *self.watchers, *self.leases]
         for actor in actors:
             actor.start()
@@ -154,7 +159,7 @@ class Run:
         if plan.faults.membership and plan.members > 1:
             self.operator.start()
         self.nemesis.start()
-        world.run_until(world.now + plan.duration, lambda: bool(self.wrong))
+        world.run_until(world.now + plan.duration, self._is_wrong)
 
     # The end
 
@@ -191,10 +196,10 @@ class Run:
 
         def stop() -> bool:
             nonlocal asked
-            if self.wrong or world.now < asked + LOOK_INTERVAL:
-                return bool(self.wrong)
+            if world.now < asked + LOOK_INTERVAL:
+                return self._is_wrong()
             asked = world.now
-            return until()
+            return until() or self._is_wrong()
 
         world.run_until(world.now + HEALING, stop)
 
