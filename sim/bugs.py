@@ -28,12 +28,13 @@ from kvorum.server.applier import Applier
 from kvorum.server.bootstrap import restart
 from kvorum.server.cluster import sending
 from kvorum.server.cluster.together import Together
+from kvorum.server.logwriter import LogWriter
 from kvorum.server.reads import ReadGate
 from kvorum.types import Index, LeaseID
-from kvorum.wal import log as wal_log
 from kvorum.wal.encoder import Encoder
 from kvorum.wal.reading import Collector
 from sim.network import SimTransport
+from sim.system import Os
 
 Plant = Callable[["Patches"], None]
 
@@ -91,10 +92,39 @@ def bug(name: str, within: int) -> Callable[[Plant], Plant]:
 # The log
 
 
-@bug("fsync-skipped", within=10)
+@bug("fsync-skipped", within=20)
 def _fsync_skipped(p: Patches) -> None:
     """The log is written and not synced before it is answered."""
-    p.set(wal_log.WAL, "_fdatasync", lambda self, segment: None)
+    p.set(Os, "fdatasync", lambda self, fd: None)
+
+
+@bug("written-not-told", within=20)
+def _written_not_told(p: Patches) -> None:
+    """Nobody is told of a write behind which another one waits."""
+
+    def made(synced: Any) -> Any:
+        def forgetful(self: LogWriter, error: OSError | None) -> None:
+            if self._waiting:
+                self._syncing = lambda result: None
+            synced(self, error)
+
+        return forgetful
+
+    p.wrap(LogWriter, "_synced", made)
+
+
+@bug("written-two-ways-at-once", within=20)
+def _written_two_ways_at_once(p: Patches) -> None:
+    """A batch is written on the loop while the log's thread has another one to write."""
+
+    def write(self: LogWriter, batch: Any, done: Any) -> None:
+        if self._kernel is not None and self._syncing is None and self._suits_loop(batch):
+            self._begin(batch, done, self._kernel)
+        else:
+            original(self, batch, done)
+
+    original = LogWriter.write
+    p.set(LogWriter, "write", write)
 
 
 @bug("vote-not-logged", within=20)
@@ -114,7 +144,7 @@ def _append_answered_early(p: Patches) -> None:
     _early(p, MsgType.APP_RESP)
 
 
-@bug("vote-answered-early", within=40)
+@bug("vote-answered-early", within=50)
 def _vote_answered_early(p: Patches) -> None:
     """A vote is given before it is on disk."""
     _early(p, MsgType.VOTE_RESP)
@@ -132,7 +162,7 @@ def _early(p: Patches, kind: MsgType) -> None:
     p.set(core.Raft, "send", hasty)
 
 
-@bug("tail-not-cut-in-memory", within=40)
+@bug("tail-not-cut-in-memory", within=100)
 def _tail_not_cut_in_memory(p: Patches) -> None:
     """Entries that replace others leave what comes after them in place."""
 
@@ -145,7 +175,7 @@ def _tail_not_cut_in_memory(p: Patches) -> None:
     p.set(MemoryStorage, "append", append)
 
 
-@bug("tail-not-cut-at-start", within=40)
+@bug("tail-not-cut-at-start", within=20)
 def _tail_not_cut_at_start(p: Patches) -> None:
     """When the log is read again, an entry replaces another one, and those after it stay."""
 
@@ -158,7 +188,7 @@ def _tail_not_cut_at_start(p: Patches) -> None:
     p.set(Collector, "_add_entry", add_entry)
 
 
-@bug("unstable-taken-for-stable", within=40)
+@bug("unstable-taken-for-stable", within=200)
 def _unstable_taken_for_stable(p: Patches) -> None:
     """The word that a write is done counts for entries that have replaced the written ones."""
     stable_to = Unstable.stable_to
@@ -194,7 +224,7 @@ def _votes_for_anybody(p: Patches) -> None:
     p.set(RaftLog, "is_up_to_date", lambda self, other: True)
 
 
-@bug("two-votes-a-term", within=40)
+@bug("two-votes-a-term", within=50)
 def _two_votes_a_term(p: Patches) -> None:
     """Whoever asks gets the vote, even if somebody else has got it."""
 
@@ -225,7 +255,7 @@ def _set_item(p: Patches, table: dict[Any, Any], key: object, value: object) -> 
     p.set(Table(), "value", value)
 
 
-@bug("old-term-committed", within=40)
+@bug("old-term-committed", within=100)
 def _old_term_committed(p: Patches) -> None:
     """An entry of an older term is committed by counting who has it (figure 8 of the paper)."""
 
@@ -238,7 +268,7 @@ def _old_term_committed(p: Patches) -> None:
     p.set(RaftLog, "maybe_commit", maybe_commit)
 
 
-@bug("learner-counted", within=60)
+@bug("learner-counted", within=100)
 def _learner_counted(p: Patches) -> None:
     """What a learner has counts for the majority."""
 
@@ -249,7 +279,7 @@ def _learner_counted(p: Patches) -> None:
     p.set(tracker.ProgressTracker, "committed", committed)
 
 
-@bug("half-is-a-majority", within=60)
+@bug("half-is-a-majority", within=20)
 def _half_is_a_majority(p: Patches) -> None:
     """Of four voters two are enough to commit."""
 
@@ -260,7 +290,7 @@ def _half_is_a_majority(p: Patches) -> None:
     p.set(quorum, "majority_index", majority_index)
 
 
-@bug("old-leader-obeyed", within=40)
+@bug("old-leader-obeyed", within=100)
 def _old_leader_obeyed(p: Patches) -> None:
     """Entries of a leader of an older term are taken."""
 
@@ -279,7 +309,7 @@ def _old_leader_obeyed(p: Patches) -> None:
 # Members
 
 
-@bug("learners-restart-as-voters", within=60)
+@bug("learners-restart-as-voters", within=200)
 def _learners_restart_as_voters(p: Patches) -> None:
     """After a restart a member takes learners for voters."""
     p.set(
@@ -289,7 +319,7 @@ def _learners_restart_as_voters(p: Patches) -> None:
     )
 
 
-@bug("removal-not-counted", within=60)
+@bug("removal-not-counted", within=100)
 def _removal_not_counted(p: Patches) -> None:
     """A member that is removed leaves the list, and stays among those who decide."""
     p.set(confchange._Draft, "_remove", lambda self, member: None)
@@ -298,26 +328,26 @@ def _removal_not_counted(p: Patches) -> None:
 # Reads
 
 
-@bug("read-without-quorum", within=40)
+@bug("read-without-quorum", within=20)
 def _read_without_quorum(p: Patches) -> None:
     """A leader answers a read index without asking whether it still leads."""
     p.set(reads, "_confirm", lambda r, m: reads._answer(r, m, r.log.committed))
 
 
-@bug("read-before-first-commit", within=60)
+@bug("read-before-first-commit", within=100)
 def _read_before_first_commit(p: Patches) -> None:
     """A new leader answers with a commit index that it has from before."""
     _set_item(p, step._BY_ROLE[StateType.LEADER], MsgType.READ_INDEX, reads._confirm)
 
 
-@bug("read-before-applied", within=10)
+@bug("read-before-applied", within=50)
 def _read_before_applied(p: Patches) -> None:
     """A read is answered when its index is known, applied or not."""
     release = ReadGate.release
     p.set(ReadGate, "release", lambda self, applied: release(self, Index(1 << 62)))
 
 
-@bug("serializable-for-all", within=10)
+@bug("serializable-for-all", within=20)
 def _serializable_for_all(p: Patches) -> None:
     """All reads are answered from what is here."""
     p.set(ReadGate, "read", lambda self, run, request, caller: run(request, caller))
@@ -357,13 +387,13 @@ def _index_commits_apart(p: Patches) -> None:
     p.wrap(Backend, "take", take)
 
 
-@bug("snapshot-of-another-index", within=20)
+@bug("snapshot-of-another-index", within=50)
 def _snapshot_of_another_index(p: Patches) -> None:
     """A snapshot is sent under the index that was asked for, and not that of the database."""
     p.set(sending, "_complete", lambda message, *rest: message)
 
 
-@bug("snapshot-without-leases", within=40)
+@bug("snapshot-without-leases", within=50)
 def _snapshot_without_leases(p: Patches) -> None:
     """Whoever takes over a snapshot keeps the leases that it had."""
 
@@ -380,7 +410,7 @@ def _snapshot_without_leases(p: Patches) -> None:
     p.wrap(server.Server, "_take_over", made)
 
 
-@bug("proposal-sent-twice", within=10)
+@bug("proposal-sent-twice", within=20)
 def _proposal_sent_twice(p: Patches) -> None:
     """The transport sends a message again of which it does not know whether it arrived."""
 
@@ -415,7 +445,7 @@ def _compare_on_own_clock(p: Patches) -> None:
 # Watches and leases
 
 
-@bug("watch-skips-one", within=10)
+@bug("watch-skips-one", within=20)
 def _watch_skips_one(p: Patches) -> None:
     """A watch that goes on in the past leaves out the first revision."""
 
@@ -444,7 +474,7 @@ def _watch_repeats_one(p: Patches) -> None:
     p.wrap(WatchHub, "_ride", made)
 
 
-@bug("watch-forgets-a-snapshot", within=40)
+@bug("watch-forgets-a-snapshot", within=200)
 def _watch_forgets_a_snapshot(p: Patches) -> None:
     """Watches go on after a snapshot as if nothing had happened before it."""
 
@@ -503,7 +533,7 @@ def _lease_not_extended(p: Patches) -> None:
     p.wrap(Lessor, "promote", made)
 
 
-@bug("lease-ended-by-a-follower", within=40)
+@bug("lease-ended-by-a-follower", within=20)
 def _lease_ended_by_a_follower(p: Patches) -> None:
     """Who led before goes on counting the time of leases, and has them revoked."""
 

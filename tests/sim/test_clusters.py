@@ -18,11 +18,17 @@ from sim.plan import draw
 from sim.run import Report, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SEEDS = range(1, 7)
+SEEDS = range(1, 13)
 SHORT = 8.0
 """Simulated seconds of a run in these tests."""
 
-QUICK_BUGS = ["applied-twice", "serializable-for-all", "append-answered-early", "watch-skips-one"]
+QUICK_BUGS = [
+    "applied-twice",
+    "serializable-for-all",
+    "append-answered-early",
+    "watch-skips-one",
+    "written-not-told",
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,4 +91,4 @@ def test_nothing_is_left_behind() -> None:
 
 def test_every_bug_says_what_it_is() -> None:
     assert len(BUGS) >= 20
-    assert all(bug.what.endswith(".") and bug.within <= 60 for bug in BUGS.values())
+    assert all(bug.what.endswith(".") and bug.within <= 200 for bug in BUGS.values())
