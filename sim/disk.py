@@ -158,7 +158,10 @@ class Disk:
         self.lies = False
         """Syncs that do nothing: for planted bugs."""
         self._numbers = 1
+        self.failed = False
+        """Whether a change was refused, since this was last set to False."""
         self._fuse: int | None = None
+        self._fault: int | None = None
         self.root = Directory(0)
 
     def number(self) -> int:
@@ -170,6 +173,10 @@ class Disk:
     def stop_after(self, operations: int | None) -> None:
         """Raise PowerCut after so many changes; None: never."""
         self._fuse = operations
+
+    def fail_after(self, operations: int | None) -> None:
+        """Refuse one change with an error after so many; None: no more than so far."""
+        self._fault = operations
 
     def cut_power(self, random: Random) -> None:
         self.root.cut_power(random)
@@ -190,6 +197,11 @@ class Disk:
             if self._fuse <= 0:
                 raise PowerCut
             self._fuse -= 1
+        if self._fault is not None:
+            if self._fault <= 0:
+                self._fault, self.failed = None, True
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            self._fault -= 1
 
     def sync(self, node: Node, cost: float) -> None:
         self.touched()

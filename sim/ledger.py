@@ -117,8 +117,10 @@ class Ledger:
         return any(member.id in each for each in removed)
 
     def may_fail(self, member: Member, error: BaseException) -> bool:
-        """Whether that a member ends is in order: it was removed, or could not join yet."""
-        return self.is_removed(member) or type(error).__name__ in ("CannotJoin", "Removed")
+        """Whether that a member ends is in order: it was removed, its disk has failed, or it could
+        not join yet."""
+        reasons = ("CannotJoin", "Removed")
+        return self.is_removed(member) or member.disk.failed or type(error).__name__ in reasons
 
     def _check_memory(self, member: Member, raft: Raft) -> None:
         """Durability: what it has told others it still knows."""

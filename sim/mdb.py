@@ -54,6 +54,7 @@ class Lmdb:
     MapFullError = lmdb.MapFullError
     MemoryError = lmdb.MemoryError
     CorruptedError = lmdb.CorruptedError
+    DiskError = lmdb.DiskError
     InvalidError = lmdb.InvalidError
     PageNotFoundError = lmdb.PageNotFoundError
     PanicError = lmdb.PanicError
@@ -108,7 +109,10 @@ class Environment:
     def copyfd(self, fd: int, compact: bool = False) -> None:
         """The copy is a database file at once, as good as synced."""
         target = self._system.file(fd)
-        self._system.process.disk.touched()
+        try:
+            self._system.process.disk.touched()
+        except OSError as error:
+            raise lmdb.DiskError(str(error)) from error
         target.database = self.contents.copy()
         _resize(target)
 
@@ -124,7 +128,10 @@ class Environment:
     def committed(self, trees: dict[bytes, Tree]) -> None:
         """A write transaction is done."""
         process = self._system.process
-        process.disk.touched()
+        try:
+            process.disk.touched()
+        except OSError as error:
+            raise lmdb.DiskError(str(error)) from error
         process.disk.spent += process.sync_cost()
         self.contents.trees.update(trees)
         _resize(self.file)

@@ -81,6 +81,7 @@ class Member:
         with the others of ``initial``, or ``joins`` that of them."""
         assert not self.alive, f"{self.name} runs already"
         self.starts += 1
+        self.disk.failed = False
         config = self._config()
         process = Process(self._world, f"{self.name}.{self.starts}", self.disk, self._clock)
         self.process = process

@@ -47,6 +47,7 @@ class Nemesis:
             (faults.partition, self._partition),
             (faults.slow_link, self._slow_link),
             (faults.slow_disk, self._slow_disk),
+            (faults.disk_error, self._disk_error),
             (faults.client_cut, self._cut_client),
             (faults.ambush, self._ambush),
             (faults.usurp, self._usurp),
@@ -215,6 +216,13 @@ class Nemesis:
         victim.disk.slowness = times
         self._cluster.world.after(self._spell(), setattr, victim.disk, "slowness", 1.0)
         self._cluster.trace(f"{victim} has a disk that is {times:.0f} times slower")
+
+    def _disk_error(self) -> None:
+        """A disk refuses one change, now or a little later."""
+        victim = self._victim()
+        if victim is not None:
+            victim.disk.fail_after(self._random.choice([0, 0, 1, 2, 5, 20]))
+            self._cluster.trace(f"{victim} has a disk that is about to fail")
 
     def _cut_client(self) -> None:
         """Clients lose the way to a member, in the middle of their calls."""

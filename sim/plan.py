@@ -27,6 +27,7 @@ class Faults:
     partition: float = 0.0
     slow_link: float = 0.0
     slow_disk: float = 0.0
+    disk_error: float = 0.0
     client_cut: float = 0.0
     usurp: float = 0.0
     """Another member is made leader while the old one goes on writing its log."""
@@ -126,6 +127,7 @@ def _faults(random: Random) -> Faults:
         partition=sometimes(0.6, 3.0, 8.0),
         slow_link=sometimes(0.3, 5.0),
         slow_disk=sometimes(0.3, 5.0),
+        disk_error=sometimes(0.3, 4.0),
         client_cut=sometimes(0.3, 5.0),
         usurp=sometimes(0.5, 2.0, 5.0),
         ambush=sometimes(0.5, 1.5, 5.0),

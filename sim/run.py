@@ -174,6 +174,7 @@ class Run:
         cluster.clients.cut_off.clear()
         for member in cluster.members:
             member.disk.slowness = 1.0
+            member.disk.fail_after(None)
             if member.alive and member.process is not None:
                 member.process.paused_until = world.now
             cluster.restart(member)
