@@ -55,6 +55,25 @@ def test_the_size_is_that_of_the_last_refresh() -> None:
     assert quota.ample
 
 
+def test_what_is_written_during_a_commit_counts_until_the_next() -> None:
+    backend = Backend(100)
+    quota = Quota(backend, 1000)
+    quota.spend(300)
+    quota.freeze()
+    quota.spend(200)
+    assert quota.allows(399)
+    assert not quota.allows(400)
+    backend.now = 450  # what the 300 became
+    quota.refresh()
+    assert quota.allows(349)
+    assert not quota.allows(350)
+    quota.freeze()
+    backend.now = 600
+    quota.refresh()
+    assert quota.allows(399)
+    assert not quota.allows(400)
+
+
 @pytest.mark.parametrize("limit", [0, 1, 63 * MIB, 64 * MIB, 65 * MIB, 1 << 40, -1])
 @pytest.mark.parametrize("size", [0, 1, MIB, 64 * MIB, 2 << 30])
 def test_ample_means_that_no_request_can_reach_the_limit(size: int, limit: int) -> None:

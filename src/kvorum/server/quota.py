@@ -23,20 +23,27 @@ class Quota:
 
     ``limit`` is ``--quota-backend-bytes``: 0 means the default of 2 GiB, a negative one no limit.
     ``ample`` says that no single request can reach the limit, so that the hot path need not reckon;
-    otherwise what was written since the last commit counts by its cost. The size only changes with
-    a commit, so `refresh` belongs after each.
+    otherwise what is not committed yet counts by its cost. The size only changes with a commit, so
+    `freeze` belongs before what it is to hold is taken, and `refresh` after it.
     """
 
-    __slots__ = ("_backend", "_size", "_spent", "ample", "limit")
+    __slots__ = ("_backend", "_frozen", "_size", "_spent", "ample", "limit")
 
     def __init__(self, backend: Sized, limit: int) -> None:
         self._backend = backend
         self.limit = DEFAULT_QUOTA if limit == 0 else limit
+        self._spent = 0  # for what is not in the size
+        self._frozen = 0  # how much of that the commit under way puts there
         self.refresh()
+
+    def freeze(self) -> None:
+        """A commit begins; what comes from now on is for the next."""
+        self._frozen = self._spent
 
     def refresh(self) -> None:
         self._size = self._backend.size()
-        self._spent = 0
+        self._spent -= self._frozen
+        self._frozen = 0
         self.ample = self.limit < 0 or self._size + _AMPLE < self.limit
 
     def allows(self, cost: int) -> bool:

@@ -543,6 +543,7 @@ class Server:
         self.alarms.restore()
         self.applier.load_alarms()
         self._take_over_cluster()
+        self.quota.freeze()
         self.quota.refresh()
 
     def _take_over_cluster(self) -> None:
@@ -570,6 +571,7 @@ class Server:
     # The backend's commits
 
     def _before_commit(self) -> None:
+        self.quota.freeze()
         if self._installer.busy:
             return  # nothing is applied now, and the content may be that of the snapshot already
         applier = self.applier
