@@ -85,12 +85,19 @@ class Cluster:
     def by_id(self, member: MemberID) -> Member | None:
         return next((each for each in self.members if each.id == member), None)
 
+    def urls(self) -> set[str]:
+        """Of the members that the cluster has, as the one knows that has applied most: there may
+        be no leader before others are started."""
+        servers = [m.server for m in self.members if m.alive and m.server is not None]
+        newest = max(servers, key=lambda server: server.applier.index, default=None)
+        members = newest.cluster.members.values() if newest is not None else ()
+        return {url for member in members for url in member.peer_urls}
+
     def listed(self, member: Member) -> list[Member]:
         """The members that the cluster has, as far as is known, and ``member``."""
-        leader = self.leader()
-        if leader is None or leader.server is None:
+        urls = self.urls()
+        if not urls:
             return member.initial
-        urls = {url for each in leader.server.cluster.sorted() for url in each.peer_urls}
         known = [*self.members, *self.orphans, *self.gone]
         return [each for each in known if each.url in urls or each is member]
 

@@ -19,7 +19,6 @@ from sim import verdicts
 from sim.clients import Caller, Compactor, KVClient, Records
 from sim.cluster import Cluster
 from sim.leases import LeaseClient, judge
-from sim.member import Member
 from sim.nemesis import Nemesis
 from sim.operators import Membership, Mover
 from sim.plan import Plan, draw
@@ -207,13 +206,12 @@ class Run:
     def _is_healed(self) -> bool:
         """There is a leader, every member serves, and nobody is left over from a change."""
         cluster = self.cluster
+        self._retire_removed()
+        self._adopt_orphans()
         leader = cluster.leader()
         if leader is None or leader.server is None:
             return False
         members = leader.server.cluster.members
-        self._retire_removed()
-        for orphan in list(cluster.orphans):
-            self._adopt(orphan, [url for each in members.values() for url in each.peer_urls])
         return len(cluster.serving()) == len(members) == len(cluster.members)
 
     def _retire_removed(self) -> None:
@@ -221,9 +219,11 @@ class Run:
             if member.id is not None and self.cluster.ledger.is_removed(member):
                 self.cluster.retire(member)
 
-    def _adopt(self, orphan: Member, urls: list[str]) -> None:
-        """A member of which its operator does not know whether it was added."""
-        if orphan.url in urls:
+    def _adopt_orphans(self) -> None:
+        """Start those of whom their operator does not know whether they were added, if they were:
+        there may be no leader without them."""
+        urls = self.cluster.urls()
+        for orphan in [each for each in self.cluster.orphans if each.url in urls]:
             self.cluster.orphans.remove(orphan)
             self.cluster.members.append(orphan)
             orphan.joins = True
