@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from sim.bugs import BUGS
+from sim.disk import Disk
 from sim.plan import draw
+from sim.process import Clock, Process
 from sim.run import Report, run
+from sim.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SEEDS = range(1, 13)
@@ -68,6 +72,19 @@ def test_a_seed_is_the_same_every_time_and_everywhere() -> None:
         for hashes in ("0", "12345")
     }
     assert prints == {f"{run(3, plan=draw(3, SHORT)).fingerprint}\n"}
+
+
+def test_what_is_kept_in_sets_has_the_same_order_in_every_run() -> None:
+    """Members wake those who wait in the order of a set, which must not be that of addresses."""
+
+    def futures() -> list[asyncio.Future[object]]:
+        loop = Process(World(1), "m1.1", Disk(), Clock()).loop
+        return [loop.create_future() for _ in range(20)]
+
+    first, second = futures(), futures()
+    assert [first.index(each) for each in set(first)] == [
+        second.index(each) for each in set(second)
+    ]
 
 
 @pytest.mark.parametrize("name", QUICK_BUGS)
