@@ -16,6 +16,7 @@ from kvorum.backend import BackendError
 from kvorum.peer.interface import Host, OutgoingSnapshot, RemovedMember, WrongMember
 from kvorum.raft.codec import decode_message, encode_message
 from kvorum.raft.types import Message, MsgType
+from kvorum.snap.errors import SnapError
 from kvorum.types import MemberID
 from sim.world import World
 
@@ -277,7 +278,7 @@ class SimTransport:
             self._system.os.fsync(fd)
             self._system.os.close(fd)
             await self._host.receive_snapshot(message, path)
-        except (RemovedMember, WrongMember, OSError):
+        except (RemovedMember, WrongMember, SnapError, OSError):
             answer(False)
         else:
             answer(True)
