@@ -4,7 +4,7 @@ Each step is on disk before the next one begins:
 
 1. the database, as ``<index>.snap.db``;
 2. the ``.snap`` file, then the record of it in the log, then the hard state (`RaftNode`);
-3. the database converted, in the place of the old one.
+3. the database, converted if it is etcd's, in the place of the old one.
 
 Cut off before the record, nothing has happened but for a file that is in nobody's way. Cut off
 after it, the log begins at the snapshot, the database is behind it, and the next start does step 3.
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Final
 
 from kvorum import failpoint
-from kvorum.backend import FILE_NAME, Backend, Bucket
+from kvorum.backend import FILE_NAME, Backend, Bucket, CorruptError
+from kvorum.backend.image import image_value, is_image
 from kvorum.log import get_logger
 from kvorum.raft.types import Snapshot
-from kvorum.server.goimport import import_go_database
+from kvorum.server.goimport import made_usable
 from kvorum.snap import BoltError, BoltFile, SnapError
 from kvorum.snap import Snapshotter as SnapFiles
 from kvorum.telemetry import Gauge
@@ -130,13 +131,13 @@ class SnapshotInstaller:
         converted = self._files.directory / CONVERTED
         if failpoint.active:
             failpoint.hit("applyBeforeOpenSnapshot")
-        await self._backend.in_thread(
-            lambda: import_go_database(received, converted, stopping=lambda: self._stopping)
+        usable = await self._backend.in_thread(
+            lambda: made_usable(received, converted, stopping=lambda: self._stopping)
         )
         if self._wanted is not None:
             return  # it is out of date before it was in use
         self._backend.on_replace = lambda: self._take(snapshot)
-        await self._backend.replace(converted)
+        await self._backend.replace(usable)
         self._logged = {index for index in self._logged if index > meta.index}
         await self._backend.in_thread(lambda: self._files.release_dbs(meta.index + 1))
         lg.info(
@@ -158,12 +159,12 @@ def _adopt(database: Path, target: Path, index: Index) -> None:
     try:
         if target.exists():  # it came twice: the first may be in use already
             database.unlink()
-            return
-        _check(database, target, index)
-        with open(database, "rb+") as file:
-            os.fsync(file.fileno())
-        database.rename(target)
-        fsync_directory(target.parent)
+        else:
+            _check(database, target, index)
+            with open(database, "rb+") as file:
+                os.fsync(file.fileno())
+            database.rename(target)
+        fsync_directory(target.parent)  # even if it came twice: this may have failed before
     except OSError as error:
         raise SnapError(target, f"cannot be saved: {error}") from error
 
@@ -172,10 +173,19 @@ def _check(database: Path, target: Path, index: Index) -> None:
     """Whether it is a database of that index, as far as can be seen without reading all of it: once
     it is on record, a member with a file that is none could not start again."""
     try:
-        with BoltFile(database) as file:
-            meta = dict(file.items(Bucket.META.value.encode()))
-    except BoltError as error:
+        found = _index_of(database)
+    except (BoltError, CorruptError) as error:
         raise SnapError(target, f"what was received is no database: {error}") from error
-    found = int.from_bytes(meta.get(b"consistent_index", b""), "big")
     if found < index:
         raise SnapError(target, f"what was received ends at entry {found}, and not at {index}")
+
+
+def _index_of(database: Path) -> Index:
+    """Of the last entry whose result it holds."""
+    key = b"consistent_index"
+    if is_image(database):
+        value = image_value(database, Bucket.META, key)
+    else:
+        with BoltFile(database) as file:
+            value = dict(file.items(Bucket.META.value.encode())).get(key)
+    return Index(int.from_bytes(value or b"", "big"))
