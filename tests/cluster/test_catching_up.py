@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support import wire
 from support.cluster import Node, cluster_of
 from support.embedded import story
 
@@ -21,6 +22,14 @@ from kvorum.server.cluster import sending
 from kvorum.server.install import SnapshotInstaller
 from kvorum.snap import SnapError
 from kvorum.types import Index, Term
+
+
+@pytest.fixture(params=["bolt", "image"], autouse=True)
+def format(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As what databases are sent."""
+    monkeypatch.setattr(wire, "IMAGES", request.param == "image")
+    return str(request.param)
+
 
 SHORT: dict[str, Any] = {
     "snapshot_catchup_entries": 10,

@@ -40,6 +40,8 @@ class FakeHost:
         self.told = 0
         self.database: Iterable[bytes] = ()
         self.database_size = 0
+        self.lends_images = False
+        self.asked_for_images: list[bool] = []
 
     def receive(self, message: Message) -> None:
         if self.refuse is not None:
@@ -55,12 +57,16 @@ class FakeHost:
         return self.folder
 
     @asynccontextmanager
-    async def open_snapshot(self, message: Message) -> AsyncIterator[OutgoingSnapshot]:
+    async def open_snapshot(
+        self, message: Message, *, image: bool = False
+    ) -> AsyncIterator[OutgoingSnapshot]:
         async def chunks() -> AsyncIterator[bytes]:
             for piece in self.database:
                 yield piece
 
-        yield OutgoingSnapshot(message, self.database_size, chunks())
+        self.asked_for_images.append(image)
+        as_it_is = image and self.lends_images
+        yield OutgoingSnapshot(message, self.database_size, chunks(), as_it_is)
 
     def is_removed(self, member: int) -> bool:
         return member in self.removed

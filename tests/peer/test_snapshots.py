@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google_crc32c import value as crc32c
 from peerlab import CLUSTER, FAST, Node, RemovedMember, WrongMember, nodes
 from peersite import RawServer, run, until
 
-from kvorum.peer import snapshot_receiver
+from kvorum.backend.image import FORMAT
+from kvorum.peer import handshake, snapshot_receiver
 from kvorum.peer.interface import OutgoingSnapshot
 from kvorum.peer.message_codec import encode_framed
 from kvorum.peer.sizes import humane_size
+from kvorum.peer.snapshot_sender import IMAGE_PATH
 from kvorum.raft import codec
 from kvorum.raft.types import Message
 from kvorum.snap.errors import SnapError
@@ -126,7 +129,7 @@ def test_a_host_without_a_database_fails_the_snapshot(tmp_path: Path) -> None:
         async with nodes(2, tmp_path) as (one, two):
 
             @asynccontextmanager
-            async def refuse(message: Message) -> AsyncIterator[OutgoingSnapshot]:
+            async def refuse(message: Message, *, image: bool) -> AsyncIterator[OutgoingSnapshot]:
                 raise LookupError("no database")
                 yield
 
@@ -229,10 +232,62 @@ def test_a_host_that_refuses_the_snapshot(tmp_path: Path, error: Any) -> None:
     run(work())
 
 
+# --- files of our own
+
+
+def test_an_image_goes_to_a_member_that_can_use_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with nodes(2, tmp_path) as (one, two):
+            lend(one, 50)
+            one.host.lends_images = True
+            one.transport.send([one.snapshot(two, 42)])
+            await until(lambda: one.host.reports)
+            assert one.host.reports == [(two.id, True)]
+            ((_, path),) = two.host.snapshots
+            assert path.read_bytes() == b"".join(blocks(50))  # and no checksum behind it
+            sent = [fields for text, fields in two.log.lines if text.startswith("received and")]
+            assert sent[0]["incoming_snapshot_size_bytes"] == 50 * 65536
+
+    run(work())
+
+
+def test_who_does_not_say_so_is_sent_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an etcd, or a member on a machine with other pages."""
+    monkeypatch.setattr(handshake, "FORMAT", "lmdb-1-big-64-65536")
+
+    async def work() -> None:
+        async with nodes(2, tmp_path) as (one, two):
+            lend(one, 3)
+            one.host.lends_images = True
+            one.transport.send([one.snapshot(two)])
+            await until(lambda: one.host.reports)
+            assert one.host.asked_for_images == [False]
+            assert one.host.reports == [(two.id, True)]
+
+    run(work())
+
+
+def test_what_the_member_says_last_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with nodes(2, tmp_path) as (one, two):
+            contact = one.transport.peers[two.id].contact
+            assert contact.takes_images
+            monkeypatch.setattr(handshake, "FORMAT", "another")
+            one.deaf()
+            await one.listen()
+            await until(lambda: not contact.takes_images)
+
+    run(work())
+
+
 # --- what others may send
 
 
-async def upload(node: Node, body: Any) -> tuple[int, bytes]:
+async def upload(
+    node: Node, body: Any, path: str = "/raft/snapshot", **more: str
+) -> tuple[int, bytes]:
     headers = {
         "X-Server-From": "2",
         "X-Server-Version": "3.5.1",
@@ -240,9 +295,59 @@ async def upload(node: Node, body: Any) -> tuple[int, bytes]:
         "X-Etcd-Cluster-ID": f"{CLUSTER:x}",
     }
     reply = await node.http.request(
-        "POST", node.url, "/raft/snapshot", headers=headers, body=body, timeout=10.0
+        "POST", node.url, path, headers={**headers, **more}, body=body, timeout=10.0
     )
     return reply.status, reply.body
+
+
+async def upload_image(node: Node, content: bytes, format: str = FORMAT) -> tuple[int, bytes]:
+    body = encode_framed(node.snapshot(node)) + content
+    return await upload(node, body, IMAGE_PATH, **{handshake.IMAGES: format})
+
+
+@pytest.mark.parametrize("size", [0, 1, 3_000_000])
+def test_an_image_with_its_checksum(tmp_path: Path, size: int) -> None:
+    async def work() -> None:
+        async with Node(1, tmp_path) as node:
+            data = os.urandom(size)
+            assert await upload_image(node, data + crc32c(data).to_bytes(4, "little")) == (204, b"")
+            ((_, path),) = node.host.snapshots
+            assert path.read_bytes() == data
+
+    run(work())
+
+
+@pytest.mark.parametrize("damage", ["a bit", "the end", "all"])
+def test_an_image_that_is_not_what_was_sent(tmp_path: Path, damage: str) -> None:
+    data = bytearray(os.urandom(2_000_000))
+    data += crc32c(bytes(data)).to_bytes(4, "little")
+    if damage == "a bit":
+        data[1_234_567] ^= 1
+    else:
+        del data[-4096 if damage == "the end" else 0 :]
+
+    async def work() -> None:
+        async with Node(1, tmp_path) as node:
+            status, text = await upload_image(node, bytes(data))
+            assert status == 500
+            assert b"its checksum is wrong" in text
+            assert node.host.snapshots == []
+            await until(lambda: leftovers(node) == [])
+
+    run(work())
+
+
+@pytest.mark.parametrize("format", ["", "lmdb-1-big-64-65536"])
+def test_an_image_of_another_kind_is_refused(tmp_path: Path, format: str) -> None:
+    async def work() -> None:
+        async with Node(1, tmp_path) as node:
+            answer = await upload_image(node, b"x" * 100_000, format)
+            assert answer == (400, b"a database file for other machines\n")
+            assert leftovers(node) == []
+            failures = node.telemetry.transfer.receive_failures.children()
+            assert sum(child.value for _, child in failures) == 1
+
+    run(work())
 
 
 @pytest.mark.parametrize(

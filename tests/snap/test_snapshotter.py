@@ -156,6 +156,14 @@ def test_received_databases(files: Snapshotter) -> None:
     assert names(files) == ["0000000000000030.snap.db"]
 
 
+def test_the_lock_of_a_database_that_was_being_put_in_its_place(files: Snapshotter) -> None:
+    """LMDB makes it as soon as the file is opened; the process was killed then."""
+    for name in ("0000000000000010.snap.db-lock", "0000000000000020.snap.db-lock"):
+        (files.directory / name).touch()
+    files.release_dbs(0x20)
+    assert names(files) == ["0000000000000020.snap.db-lock"]
+
+
 def test_a_stream_that_breaks_leaves_nothing(files: Snapshotter) -> None:
     def chunks() -> Iterator[bytes]:
         yield b"half"

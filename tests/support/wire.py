@@ -17,6 +17,9 @@ from kvorum.raft import codec
 from kvorum.raft.types import Message, MsgType
 from kvorum.types import MemberID
 
+IMAGES = False
+"""Whether databases are sent as they are, instead of as bolt files."""
+
 
 class Wire:
     """All that is between the members. ``cut`` has the pairs (from, to) between which nothing gets
@@ -97,7 +100,7 @@ class WireTransport:
     async def _send_snapshot(self, message: Message) -> None:
         wire, ok = self._wire, False
         try:
-            async with self._host.open_snapshot(message) as snapshot:
+            async with self._host.open_snapshot(message, image=IMAGES) as snapshot:
                 if wire.passes(self._id, message.to):
                     host = wire.hosts[message.to]
                     path = host.snapshot_directory() / f"tmp-{next(self._numbers)}.in"

@@ -26,6 +26,7 @@ from kvorum.backend.database import MAP_SIZE, Database, sync_directory
 from kvorum.backend.defrag import MAX_ROUNDS, SHORT_BACKLOG, Defrag, lock_path, remove_leftovers
 from kvorum.backend.errors import BackendError, CommitError, DefragError, OpenError
 from kvorum.backend.hash import HASH_SKIP, Skip, hash_view
+from kvorum.backend.image import Image
 from kvorum.backend.layers import MISSING, Layers
 from kvorum.backend.recent import RecentRecords
 from kvorum.backend.view import ReadView
@@ -280,6 +281,28 @@ class Backend:
     def failed(self, error: CommitError) -> None:
         """For the committer: what is not committed stays readable, and that is all."""
         self.on_fatal(error)
+
+    # The file itself
+
+    async def image(self) -> Image:
+        """Everything written so far, as the file is. Whoever asks has to close it.
+
+        Raises:
+            CommitError: it could not be committed.
+            BackendError: there are too many views, or the backend is closed.
+        """
+        await self.commit()
+        async with self._swapping:
+            await self._committer.hold()
+            try:
+                view = self.read_view()
+                try:
+                    return Image(self.path, view)
+                except BaseException:
+                    view.close()
+                    raise
+            finally:
+                self._committer.release()
 
     # Other processes that read the file
 

@@ -155,6 +155,11 @@ class ReadView:
         with self._reading() as txn:
             return txn.stat(self._database.dbs[Bucket(bucket)])["entries"]
 
+    def number(self) -> int:
+        """Of the transaction whose result it sees. Raises ViewLostError if the view is closed."""
+        with self._reading() as txn:
+            return txn.id()
+
     def release_memory(self) -> None:
         """Give back the memory in which the database is mapped. For who reads much of it."""
         with self._reading():

@@ -134,6 +134,8 @@ class Contact:
         self.member = member
         self.name = f"{member:x}"
         self.picker = URLPicker(urls)
+        self.takes_images = False
+        """Whether it can use a database file of ours, as its last stream said."""
         metrics = ctx.metrics
         self.status = PeerStatus(ctx.us.local, member, metrics, ctx.loop.time, ctx.lg)
         self.sent = metrics.sent_bytes.with_labels(self.name)

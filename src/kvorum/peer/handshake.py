@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from kvorum.backend.image import FORMAT
 from kvorum.membership import Version, parse_version
 from kvorum.types import MemberID
 from kvorum.version import ETCD_VERSION, MIN_CLUSTER_VERSION
@@ -21,6 +22,9 @@ SERVER_VERSION: Final = "X-Server-Version"
 MIN_CLUSTER: Final = "X-Min-Cluster-Version"
 RAFT_TO: Final = "X-Raft-To"
 PEER_URLS: Final = "X-PeerURLs"
+IMAGES: Final = "X-Kvorum-Database"
+"""Which database files the member that asks for a stream can use as they are, besides bbolt's; and
+with a file, which it is. etcd has no such header and takes no notice of it."""
 
 INCOMPATIBLE_VERSION: Final = "incompatible version"
 CLUSTER_ID_MISMATCH: Final = "cluster ID mismatch"
@@ -76,7 +80,7 @@ class Identity:
         return headers
 
     def stream_headers(self, to: MemberID) -> dict[str, str]:
-        return {**self.request_headers(), RAFT_TO: f"{to:x}"}
+        return {**self.request_headers(), RAFT_TO: f"{to:x}", IMAGES: FORMAT}
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,7 +291,7 @@ async def _send_body(reply: ReplyBody, conn: HttpConnection, body: AsyncIterable
     try:
         async for piece in body:
             if piece:
-                await conn.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                await conn.write(b"%x\r\n" % len(piece), piece, b"\r\n")
         await conn.write(b"0\r\n\r\n")
     except Exception as error:  # the caller's own iterator may raise anything: he gets it
         reply.fail(error)

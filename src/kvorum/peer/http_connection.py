@@ -75,11 +75,11 @@ class HttpConnection(asyncio.Protocol):
         self._exchange = exchange
         self.transport.write(head)
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, *parts: bytes) -> None:
         """Send a part of the request's body; waits while the socket is behind."""
         if self.closed:
             raise ConnectionResetError("connection is closed")
-        self.transport.write(data)
+        self.transport.writelines(parts)
         if self._held:
             self._writable = self._writable or self._loop.create_future()
             await asyncio.shield(self._writable)

@@ -19,12 +19,13 @@ from kvorum.types import MemberID
 @dataclass(frozen=True, slots=True)
 class OutgoingSnapshot:
     """A database on its way to a peer: the MsgSnap as it is to be sent (its index and term are
-    those of the database, not those that raft asked for), the size of the bbolt file in bytes, and
-    the file itself, piece by piece."""
+    those of the database, not those that raft asked for), the size of the file in bytes, and the
+    file itself, piece by piece: a bbolt file or, if ``image``, our own."""
 
     message: Message
     size: int
     chunks: AsyncIterator[bytes]
+    image: bool = False
 
 
 class Transport(Protocol):
@@ -67,14 +68,18 @@ class Host(Protocol):
         """
 
     async def receive_snapshot(self, message: Message, database: Path) -> None:
-        """Take a MsgSnap and its database, a whole bbolt file on disk that now belongs to the host.
-        Raises what `receive` raises; SnapError, OSError: the database cannot be taken."""
+        """Take a MsgSnap and its database, a whole file on disk, bbolt's or ours, that now belongs
+        to the host. Raises what `receive` raises; SnapError, OSError: the database cannot be
+        taken."""
 
     def snapshot_directory(self) -> Path:
         """Where incoming databases are written to, as ``tmp*``."""
 
-    def open_snapshot(self, message: Message) -> AbstractAsyncContextManager[OutgoingSnapshot]:
-        """The database for a MsgSnap that raft wants sent."""
+    def open_snapshot(
+        self, message: Message, *, image: bool = False
+    ) -> AbstractAsyncContextManager[OutgoingSnapshot]:
+        """The database for a MsgSnap that raft wants sent; ``image``: the receiver can use a
+        database file of ours."""
 
     def is_removed(self, member: MemberID) -> bool:
         """Whether the member once belonged to the cluster and was removed."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
+from kvorum.backend.image import FORMAT
 from kvorum.h2 import Limits
 from kvorum.h2.http import (
     PLAIN_TEXT,
@@ -23,6 +24,7 @@ from kvorum.peer.handshake import CLUSTER_ID, SERVER_VERSION, StreamKind
 from kvorum.peer.interface import RemovedMember, WrongMember
 from kvorum.peer.rafthttp import Rafthttp
 from kvorum.peer.snapshot_receiver import SnapshotReceiver
+from kvorum.peer.snapshot_sender import IMAGE_PATH
 from kvorum.raft.codec import decode_message
 from kvorum.raft.errors import DecodeError
 from kvorum.raft.types import LOCAL_MSGS, MsgType
@@ -47,7 +49,7 @@ Result = HttpResponse | Awaitable[HttpResponse]
 
 def wants_source(request: HttpRequest) -> bool:
     """For the listener: which bodies are to come as streams."""
-    return request.path == _SNAPSHOT and request.method == "POST"
+    return request.path in (_SNAPSHOT, IMAGE_PATH) and request.method == "POST"
 
 
 class PeerService:
@@ -61,6 +63,7 @@ class PeerService:
         self._exact: dict[str, HttpHandler] = {
             _PIPELINE: self._post,
             _SNAPSHOT: self._snapshot,
+            IMAGE_PATH: self._snapshot,
             _PROBING: self._probe,
         }
         self._below: dict[str, HttpHandler] = {_STREAMS: self._stream}
@@ -168,13 +171,17 @@ class PeerService:
         if refusal is not None:
             self._receiver.refused()
             return self._named(refusal)
+        image = request.path == IMAGE_PATH
+        if image and headers.get(handshake.IMAGES.lower()) != FORMAT:
+            self._receiver.refused()
+            return self._named(text_response(400, "a database file for other machines"))
         self._meet(headers)
-        return self._receive(request)
+        return self._receive(request, image)
 
-    async def _receive(self, request: HttpRequest) -> HttpResponse:
+    async def _receive(self, request: HttpRequest, image: bool) -> HttpResponse:
         source = request.source
         pieces = _whole(request.body) if source is None else chunks(source)
-        return self._named(await self._receiver.receive(pieces, request.peer))
+        return self._named(await self._receiver.receive(pieces, request.peer, image=image))
 
     # --- streams --------------------------------------------------------------------------------
 
@@ -215,13 +222,15 @@ class PeerService:
                 **cluster,
             )
             return text_response(412, "to field mismatch")
-        return HttpResponse(200, partial(self._attach, sender, kind))
+        images = headers.get(handshake.IMAGES.lower()) == FORMAT
+        return HttpResponse(200, partial(self._attach, sender, kind, images))
 
-    def _attach(self, sender: MemberID, kind: StreamKind, answer: Answer) -> None:
+    def _attach(self, sender: MemberID, kind: StreamKind, images: bool, answer: Answer) -> None:
         peer = self._transport.peers.get(sender)
         if peer is None:
             answer.end()
         else:
+            peer.contact.takes_images = images
             peer.attach(kind, answer)
 
     def _reject(self, text: str, **fields: str) -> None:

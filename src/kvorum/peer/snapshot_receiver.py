@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
+
+from google_crc32c import extend as crc32c_extend
 
 from kvorum.durations import render as duration
 from kvorum.h2.http import HttpResponse, text_response
@@ -34,6 +39,9 @@ UNKNOWN_SENDER: Final = "UNKNOWN_SNAPSHOT_SENDER"
 _BLOCK: Final = 1024 * 1024
 """Bytes that are gathered before a thread writes them."""
 _HEAD: Final = 8
+_SUM: Final = 4
+_WHOLE: Final = 0x48674BC7
+"""The CRC-32C of anything with its own behind it."""
 
 
 class SnapshotReceiver:
@@ -47,8 +55,11 @@ class SnapshotReceiver:
         """Count a snapshot that did not arrive."""
         self._ctx.transfer.receive_failures.with_labels(sender).value += 1
 
-    async def receive(self, pieces: AsyncIterator[bytes], address: str) -> HttpResponse:
-        """The answer to the sender. Raises ConnectionError if it left before the end."""
+    async def receive(
+        self, pieces: AsyncIterator[bytes], address: str, *, image: bool = False
+    ) -> HttpResponse:
+        """The answer to the sender; ``image``: it sends a file of ours, and its checksum. Raises
+        ConnectionError if it left before the end."""
         ctx = self._ctx
         try:
             message, rest = await _read_head(pieces)
@@ -60,7 +71,7 @@ class SnapshotReceiver:
             ctx.metrics.received_failures.with_labels(address).value += 1
             self.refused(f"{0:x}")
             return text_response(400, text)
-        transfer = _Transfer(ctx, message)
+        transfer = _Transfer(ctx, message, image)
         if message.type is not MsgType.SNAP or message.snapshot is None:
             transfer.warn("unexpected Raft message type", message_type=str(message.type))
             self.refused(transfer.sender)
@@ -92,8 +103,9 @@ class SnapshotReceiver:
 class _Transfer:
     """One snapshot that is coming in."""
 
-    def __init__(self, ctx: Context, message: Message) -> None:
+    def __init__(self, ctx: Context, message: Message, image: bool) -> None:
         self.message = message
+        self._image = image
         self.sender = f"{message.from_:x}"
         self._ctx = ctx
         self._started = ctx.loop.time()
@@ -125,7 +137,7 @@ class _Transfer:
             incoming_snapshot_message_size_bytes=head,
             incoming_snapshot_message_size=humane_size(head),
         )
-        file = _File(ctx, ctx.host.snapshot_directory())
+        file = _File(ctx, ctx.host.snapshot_directory(), summed=self._image)
         try:
             path = await file.save(rest, pieces)
         except ConnectionError as error:
@@ -168,13 +180,17 @@ class _File:
     """A temporary file that a thread of its own writes, so that a slow disk stops nobody. Jobs run
     in order, so the file is not closed below a write that is still under way."""
 
-    def __init__(self, ctx: Context, folder: Path) -> None:
+    def __init__(self, ctx: Context, folder: Path, *, summed: bool) -> None:
+        """``summed``: the last 4 bytes are the CRC-32C of the others, and no part of the file."""
         self.size = 0
+        self._summed = summed
+        self._sum = 0
         self._ctx = ctx
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, "kvorum-receive-snapshot")
         self._path: Path | None = None
         self._fd = -1
+        self._writing: asyncio.Future[None] | None = None
         self._kept = False
 
     async def save(self, first: bytes, pieces: AsyncIterator[bytes]) -> Path:
@@ -186,8 +202,10 @@ class _File:
             held += len(piece)
             if held >= _BLOCK:
                 data, block, held = b"".join(block), [], 0
-                await self._do(lambda data=data: self._write(data))  # type: ignore[misc]
-        await self._do(lambda: self._write(b"".join(block)))
+                await self._write_behind(data)
+        await self._write_behind(b"".join(block))
+        await self._written()
+        await self._do(self._check_sum)
         started = self._ctx.timer()
         await self._do(lambda: os.fsync(self._fd))
         self._ctx.snap.db_fsync.observe(self._ctx.timer() - started)
@@ -195,8 +213,20 @@ class _File:
         assert self._path is not None
         return self._path
 
+    async def _write_behind(self, data: bytes) -> None:
+        """One block is written while the next one comes in."""
+        await self._written()
+        self._writing = self._ctx.loop.run_in_executor(self._thread, lambda: self._write(data))
+
+    async def _written(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing
+
     def close(self) -> None:
         """Close the file, and remove it unless all of it was saved."""
+        if self._writing is not None:
+            self._writing.add_done_callback(_ignore_result)
         self._thread.submit(self._close)
         self._thread.shutdown(wait=False)
 
@@ -213,7 +243,18 @@ class _File:
         left = memoryview(data)
         while left:
             left = left[os.write(self._fd, left) :]
+        if self._summed:
+            self._sum = crc32c_extend(self._sum, data)
+        _write_back(self._fd, self.size, len(data))
         self.size += len(data)
+
+    def _check_sum(self) -> None:
+        if not self._summed:
+            return
+        if self._sum != _WHOLE:
+            raise OSError(errno.EIO, "the database is not what was sent: its checksum is wrong")
+        self.size -= _SUM
+        os.ftruncate(self._fd, self.size)
 
     def _close(self) -> None:
         if self._path is None:
@@ -243,3 +284,15 @@ async def _read_head(pieces: AsyncIterator[bytes]) -> tuple[Message, bytes]:
             return decode_message(data, _HEAD, need), data[need:]
         parts = [data]
     raise DecodeError("unexpected EOF")
+
+
+def _ignore_result(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _write_back(fd: int, start: int, length: int) -> None:
+    """Have the disk begin now, so that the sync finds little left to do, and the disk's other users
+    are not kept waiting by all of it at once. On Linux this waits for nothing."""
+    if sys.platform == "linux":
+        os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)

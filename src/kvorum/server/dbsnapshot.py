@@ -18,7 +18,7 @@ from typing import IO, Any, Final, TypeVar
 
 from kvorum.backend import Backend
 from kvorum.log import get_logger
-from kvorum.server.dbsources import PIECE, Source, open_source
+from kvorum.server.dbsources import PIECE, Source, open_image, open_source
 from kvorum.server.meta import read_applied
 from kvorum.snap.aside import Small
 from kvorum.types import Index, Term
@@ -50,7 +50,7 @@ class SmallBuckets:
 
 @dataclass(frozen=True, slots=True)
 class OpenDatabase:
-    """The bolt file of what was committed at one moment.
+    """What was committed at one moment as a bolt file or, if ``image``, as a file of ours.
 
     ``size`` in bytes; ``index`` and ``term`` of the last entry whose result it holds; ``small`` is
     the content of its small buckets; ``chunks`` is the file, once.
@@ -61,13 +61,15 @@ class OpenDatabase:
     term: Term
     small: SmallBuckets
     chunks: AsyncIterator[bytes]
+    image: bool = False
 
 
 @asynccontextmanager
 async def open_database(
-    backend: Backend, *, patience: float = PATIENCE
+    backend: Backend, *, patience: float = PATIENCE, image: bool = False
 ) -> AsyncIterator[OpenDatabase]:
-    """Everything that is applied by now, as a file that bbolt opens.
+    """Everything that is applied by now, as a file that bbolt opens; with ``image`` our own file,
+    if that is no waste.
 
     Leaving the block ends it, read to the end or not. Memory: a few pieces of 256 KiB, or of the
     length of the longest value.
@@ -78,14 +80,16 @@ async def open_database(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    source = await open_source(backend)
+    as_it_is = await open_image(backend) if image else None
+    source = as_it_is or await open_source(backend)
     stream = _Stream(backend, source)
     allowed = patience + source.size / EXPECTED_SPEED
     timer = loop.call_later(allowed, stream.detach)
     try:
         small = SmallBuckets(source.small)
         index, term = read_applied(small)
-        yield OpenDatabase(source.size, index, term, small, stream.chunks())
+        whole = as_it_is is not None
+        yield OpenDatabase(source.size, index, term, small, stream.chunks(), whole)
     finally:
         timer.cancel()
         await stream.close()

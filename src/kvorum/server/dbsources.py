@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Final, Protocol
 
 from kvorum.backend import Backend, BackendError, ReadView, ViewLostError
+from kvorum.backend.image import AVAILABLE, Image
 from kvorum.log import get_logger
 from kvorum.snap import BoltExport, aside
 from kvorum.snap.aside import Small, decode_head, small_buckets
@@ -20,6 +21,10 @@ from kvorum.snap.aside import Small, decode_head, small_buckets
 ASIDE: Final = 64 << 20
 """Bytes of a database from which on a process of its own is worth its start."""
 PIECE: Final = 256 << 10
+IMAGE_PIECE: Final = 1 << 20
+"""The file as it is costs little but the steps in which it goes."""
+SPARSE: Final = 2
+"""How many times as long as its content a file may be that is sent as it is."""
 PIPE: Final = 1 << 20
 """Bytes that the other process may be ahead: what Linux lets a pipe hold."""
 
@@ -52,6 +57,45 @@ async def open_source(backend: Backend) -> Source:
         except (OSError, ValueError) as error:
             lg.warn("a database is read in this process, for want of another", error=error)
     return await ThreadSource.open(backend)
+
+
+async def open_image(backend: Backend) -> Source | None:
+    """The database file as it is; None if it is better converted. Raises BackendError."""
+    if not AVAILABLE or backend.size() > SPARSE * max(backend.size_in_use(), ASIDE):
+        return None
+    image = await backend.image()
+    try:
+        small = await backend.in_thread(lambda: small_buckets(image.view))
+    except BaseException:
+        image.close()
+        raise
+    return ImageSource(backend, image, small)
+
+
+class ImageSource:
+    """The database file itself, for a member that can use it."""
+
+    def __init__(self, backend: Backend, image: Image, small: Small) -> None:
+        self.size = image.size
+        self.small = small
+        self._backend = backend
+        self._image = image
+        self._reading = Lock()
+
+    async def next(self) -> bytes:
+        return await self._backend.in_thread(self._read)
+
+    def _read(self) -> bytes:
+        with self._reading:
+            return self._image.read(IMAGE_PIECE)
+
+    async def close(self) -> None:
+        self._image.view.close()  # a thread that is at work finds it gone
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        with self._reading:
+            self._image.close()
 
 
 class ThreadSource:

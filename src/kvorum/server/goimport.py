@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from kvorum.backend.database import sync_directory
+from kvorum.backend.image import is_image
 from kvorum.log import get_logger
 from kvorum.server.errors import BadDataDirectory
 from kvorum.snap import BoltError, convert_bolt, remove_partial
@@ -52,6 +53,17 @@ def import_go_database(
     os.rename(unfinished, target)
     sync_directory(target.parent)
     lg.info("converted the database of etcd; the original was kept", entries=entries)
+
+
+def made_usable(
+    received: Path, converted: Path, *, stopping: Callable[[], bool] = lambda: False
+) -> Path:
+    """Where the content of a database that was sent lies in our format: in itself or, after an
+    `import_go_database`, whose errors this raises, in `converted`."""
+    if is_image(received):
+        return received
+    import_go_database(received, converted, stopping=stopping)
+    return converted
 
 
 class _Progress:

@@ -33,7 +33,8 @@ TEMPORARY_PREFIX: Final = "tmp"
 """Files that are being written. Go etcd, too, removes them when it starts."""
 
 _DEFRAG_PREFIX: Final = "db.tmp"
-_DB_NAME: Final = re.compile(r"([0-9a-f]{16})\.snap\.db")
+_DB_NAME: Final = re.compile(r"([0-9a-f]{16})\.snap\.db(?:-lock)?")
+"""With LMDB's lock file, which is there while a database of ours is on the way to its place."""
 _WRITE_SIZE: Final = 1 << 20
 
 lg = get_logger()

@@ -20,7 +20,7 @@ from kvorum.server.bootstrap.begin import begin_log
 from kvorum.server.bootstrap.booted import Booted, Identity, Places, open_backend
 from kvorum.server.bootstrap.force_new import force_new_cluster
 from kvorum.server.errors import TOO_MANY_LEARNERS, BadDataDirectory
-from kvorum.server.goimport import GO_FILE_NAME, import_go_database
+from kvorum.server.goimport import GO_FILE_NAME, import_go_database, made_usable
 from kvorum.server.meta import read_applied
 from kvorum.snap import NoSnapshot
 from kvorum.snap import Snapshotter as SnapFiles
@@ -174,8 +174,8 @@ async def _install_received(found: _Found) -> None:
         return  # and it will be said that the database is behind the snapshot
     lg.info("Recovering from snapshot backend", snapshot_index=index, path=str(path))
     converted = path.with_name(f"{TEMPORARY_PREFIX}-{FILE_NAME}")
-    await found.backend.in_thread(lambda: import_go_database(path, converted))
-    await found.backend.replace(converted)
+    usable = await found.backend.in_thread(lambda: made_usable(path, converted))
+    await found.backend.replace(usable)
     if read_applied(found.backend)[0] >= index:  # else it is not what its name says
         found.snapshots.release_dbs(index + 1)
 

@@ -81,12 +81,14 @@ class PeerHost:
     def snapshot_directory(self) -> Path:
         return self._directory
 
-    def open_snapshot(self, message: Message) -> AbstractAsyncContextManager[OutgoingSnapshot]:
+    def open_snapshot(
+        self, message: Message, *, image: bool = False
+    ) -> AbstractAsyncContextManager[OutgoingSnapshot]:
         """The database for a MsgSnap. Raises BackendError, at once if the state is being replaced:
         a member may come to lead before it has installed what another leader sent it."""
         if self._installer.busy:
             raise BackendError("the database is being replaced")
-        return self._sender.open(message)
+        return self._sender.open(message, image=image)
 
     def is_removed(self, member: MemberID) -> bool:
         return member in self._cluster.removed

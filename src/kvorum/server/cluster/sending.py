@@ -79,12 +79,14 @@ class SnapshotSender:
     # Making one
 
     @asynccontextmanager
-    async def open(self, message: Message) -> AsyncIterator[OutgoingSnapshot]:
-        """The database for a MsgSnap. Raises BackendError, and out of the chunks what
-        `open_database` says."""
+    async def open(
+        self, message: Message, *, image: bool = False
+    ) -> AsyncIterator[OutgoingSnapshot]:
+        """The database for a MsgSnap; `image`: our own file will do. Raises BackendError, and out
+        of the chunks what `open_database` says."""
         self._hold()
         try:
-            async with open_database(self._backend) as database:
+            async with open_database(self._backend, image=image) as database:
                 complete = _complete(message, database, self._cluster_id, self._member)
                 about = {
                     "from": f"{self._member:x}",
@@ -94,7 +96,7 @@ class SnapshotSender:
                 }
                 started = self._loop.time()
                 lg.info("sending merged snapshot", **about)
-                yield OutgoingSnapshot(complete, database.size, _counted(database))
+                yield OutgoingSnapshot(complete, database.size, _counted(database), database.image)
                 took = timedelta(seconds=self._loop.time() - started)
                 lg.info("sent merged snapshot", **about, took=took)
         finally:
