@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from peerlab import FAST, Node, RemovedMember, nodes
@@ -220,7 +222,12 @@ def test_dials_are_limited(tmp_path: Path) -> None:
 # --- a peer that does not read
 
 
-def test_a_slow_peer_costs_the_others_nothing(tmp_path: Path) -> None:
+def test_a_slow_peer_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a socket takes in one turn: the queue is as full at the end as when it overflowed.
+    monkeypatch.setattr(stream_writer, "BURST", 1 << 20)
+
     async def work() -> None:
         async with Node(1, tmp_path) as one, Node(3, tmp_path) as three:
             one.transport.add_peer(2, ["http://127.0.0.1:1"])
@@ -309,6 +316,40 @@ def test_a_burst_is_encoded_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert len(one.transport.peers[two.id]._appends._queue) == 18
             await until(lambda: len(two.host.got) == 20)
             assert two.host.got == sent
+
+    run(work())
+
+
+def test_what_is_committed_already_does_not_take_the_whole_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop has the greater part of its time for others. New entries wait for their turn only,
+    and heartbeats, on the other stream, for nothing."""
+    monkeypatch.setattr(stream_writer, "BURST", 1000)
+
+    async def work() -> None:
+        async with nodes(2, tmp_path) as (one, two):
+            appends, loop = one.transport.peers[two.id]._appends, one.transport.ctx.loop
+            rests: list[float] = []
+            ticks = iter(range(10_000))
+
+            def call_later(delay: float, call: Any) -> Any:
+                if call == appends._go_on:
+                    rests.append(delay)
+                return loop.call_later(delay, call)
+
+            one.transport.ctx.timer = lambda: next(ticks) * 0.0005  # each burst takes half a ms
+            one.transport.ctx.loop = SimpleNamespace(call_later=call_later, time=loop.time)
+            old = [one.append(two, n, 1500) for n in range(5)]
+            new = [one.append(two, n, 1500) for n in range(100, 103)]
+            for message in (*old, *new):
+                message.commit = 100
+            beats = [one.message(two, context=b"x" * 1500) for _ in range(10)]
+            one.transport.send([*old, *new, *beats])
+            await until(lambda: len(two.host.got) == 18)
+            one.transport.ctx.loop = loop
+            assert [m for m in two.host.got if m.type is MsgType.APP] == [*old, *new]
+            assert rests == pytest.approx([stream_writer.REST * 0.0005] * 4 + [0] * 3)
 
     run(work())
 

@@ -17,9 +17,13 @@ from kvorum.raft.types import Message
 QUEUE: Final = 4096
 """Messages that may wait, as in etcd."""
 
-BURST: Final = 1024 * 1024
+BURST: Final = 64 * 1024
 """Bytes after which encoding goes on in the next turn, for a socket's refusal comes a turn or two
 after what it refuses. Messages wait as raft made them, sharing their entries with the log."""
+
+REST: Final = 4.0
+"""Entries that are committed already are for a member that catches up, and in no hurry: after each
+burst of them the loop is left alone for so many times as long as it took."""
 
 BACKLOG: Final = 256 * 1024
 """Bytes that the socket does not take; more are not encoded."""
@@ -77,6 +81,7 @@ class StreamWriter:
         answer = self._answer
         if not self._queue or answer is None or self._resting or answer.backlog > BACKLOG:
             return
+        started = self._ctx.timer()
         out: list[bytes] = []
         encode = self._encoder.encode
         size = count = 0
@@ -90,7 +95,8 @@ class StreamWriter:
         answer.write(b"".join(out))
         if self._queue:
             self._resting = True
-            self._ctx.loop.call_soon(self._go_on)
+            rest = REST * (self._ctx.timer() - started) if _is_old(self._queue[0]) else 0
+            self._ctx.loop.call_later(rest, self._go_on)
 
     def stop(self) -> None:
         if self._detach(end=True):
@@ -147,3 +153,9 @@ class StreamWriter:
             "local_member_id": self._ctx.local_name,
             "remote_peer_id": self._contact.name,
         }
+
+
+def _is_old(message: Message) -> bool:
+    """Whether a quorum has its entries without the member that it is for."""
+    entries = message.entries
+    return bool(entries) and entries[-1].index <= message.commit

@@ -78,7 +78,7 @@ def take(entries: list[Entry], start: int, stop: int, max_size: int) -> list[Ent
     return taken
 
 
-_PAGE: Final = 1024
+_PAGE: Final = 256
 
 
 def _prefix(entries: list[Entry], max_size: int, at_least: int) -> list[Entry]:

@@ -75,7 +75,11 @@ MAX_UNCOMMITTED: Final = 500_000
 """Operations that the backend may have in memory only, while its disk is slower than the log's."""
 LEAVE_SECONDS: Final = 1.0
 """How long a member goes on after it has learnt that it was removed, as in etcd."""
-MAX_INFLIGHT_BYTES: Final = 32 * 1024 * 1024
+MAX_APPEND_BYTES: Final = 64 * 1024
+"""Of the entries in one message, unless a single one is longer: what a turn of the loop encodes."""
+MAX_APPLIED_BYTES: Final = 1024 * 1024
+"""Of the entries that are applied in one go."""
+MAX_INFLIGHT_BYTES: Final = 4 * 1024 * 1024
 """Of log entries on their way to a follower: more would only fill the queues of a slow one."""
 GRPC_OVERHEAD: Final = 512 * 1024
 """Bytes by which a gRPC message may exceed ``--max-request-bytes``, as in etcd."""
@@ -221,6 +225,8 @@ class Server:
                 applied=booted.applied,
                 election_tick=config.election_ticks,
                 async_storage_writes=True,
+                max_size_per_msg=MAX_APPEND_BYTES,
+                max_committed_size_per_ready=MAX_APPLIED_BYTES,
                 max_inflight_bytes=MAX_INFLIGHT_BYTES,
                 check_quorum=True,
                 pre_vote=config.pre_vote,
