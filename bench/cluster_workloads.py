@@ -54,8 +54,12 @@ BIG_VALUE: Final = 5_000
 BIG_BULK: Final = 3
 """Values in one transaction, which just fits one frame."""
 
-LOG_IS_KEPT: Final = ("--snapshot-count=1000000",)
+LOG_IS_KEPT: Final = "--snapshot-count=1000000"
 """Of the flags that come twice the last one counts."""
+
+IN_MEMORY_TOO: Final = "--snapshot-catchup-entries=1000000"
+"""Since 3.6 the log in memory, which is what followers get, is cut more often than snapshots are
+taken. Releases before do not know the flag, and do not need it."""
 
 
 class Failover:
@@ -197,7 +201,7 @@ class CatchUp:
     name: str
     title: str
     behind: Behind
-    flags: tuple[str, ...] = ()
+    log_is_kept: bool = False
 
     def prepare(self, member: Server) -> None:
         assert isinstance(member, Cluster)
@@ -339,7 +343,7 @@ def of_clusters(megabytes: int) -> list[Workload]:
             "cluster-missed",
             f"a follower restarted after {MISSED:,} missed entries, {OFFERED:,} puts/s",
             Missed(MISSED),
-            LOG_IS_KEPT,
+            log_is_kept=True,
         ),
         CatchUp(
             "cluster-compacted",
@@ -356,4 +360,7 @@ def of_clusters(megabytes: int) -> list[Workload]:
 
 def cluster_for(program: Program, root: Path, workload: Workload) -> Server:
     """What the workload is to run on."""
-    return Cluster(program, root, getattr(workload, "flags", ()))
+    if not getattr(workload, "log_is_kept", False):
+        return Cluster(program, root)
+    older = program.release() < (3, 6)
+    return Cluster(program, root, (LOG_IS_KEPT,) if older else (LOG_IS_KEPT, IN_MEMORY_TOO))

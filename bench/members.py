@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -48,6 +49,11 @@ class Program:
             return f"unknown ({error})"
         lines = (said.stdout or said.stderr).strip().splitlines()
         return lines[0] if lines else "unknown"
+
+    def release(self) -> tuple[int, int]:
+        """Major and minor of what ``--version`` says; (0, 0) if it says none."""
+        found = re.search(r"\b(\d+)\.(\d+)\.", self.version())
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
