@@ -129,6 +129,21 @@ def test_previous_pairs(kit: Kit) -> None:
     assert not any("(" in line for line in told(plain.read()))
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_is_created_again_within_a_transaction_has_no_previous_pair(
+    kit: Kit, behind: bool
+) -> None:
+    client = kit.client()
+    if not behind:
+        client.opened(b"a", prev_kv=True)
+    kit.put(b"a", b"1")
+    kit.write((b"a", None), (b"a", b"2"))
+    if behind:
+        client.opened(b"a", start_revision=2, prev_kv=True)
+        kit.settle()
+    assert told(client.read()) == ["put a=1@2", "del a@3 (1@2)", "put a=2@3"]
+
+
 def test_previous_pair_that_was_compacted_is_left_out(kit: Kit) -> None:
     client = kit.client()
     client.opened(b"a", prev_kv=True)

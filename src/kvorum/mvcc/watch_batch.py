@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
+from kvorum.mvcc.kv import create_and_version
 from kvorum.mvcc.watch_types import NO_DELETE, NO_PUT, PREV_KV, Change, HeaderField
 from kvorum.mvcc.watch_wire import delete_event, put_event, put_event_with_prev
 from kvorum.types import Revision
@@ -98,7 +99,10 @@ class EventBatch:
         prev = self._previous(change) if prev_kv else None
         if len(change[0]) == TOMBSTONE_KEY_SIZE:
             return delete_event(change[2], int.from_bytes(change[0][:8], "big"), prev)
-        return put_event(change[2]) if prev is None else put_event_with_prev(change[2], prev)
+        # A put that creates has none, also if its own transaction deleted the key first.
+        if prev is None or create_and_version(change[2])[1] == 1:
+            return put_event(change[2])
+        return put_event_with_prev(change[2], prev)
 
     def _split(self, events: list[bytes], revs: list[int]) -> list[Response]:
         """Cut between revisions; only a response of a single revision may pass the limit.
