@@ -112,10 +112,12 @@ async def test_learners_get_everything_and_count_for_nothing(tmp_path: Path) -> 
     """Here by making one of a voter's data; joining is another story."""
     async with cluster_of(tmp_path, names="a") as cluster:
         alone = await cluster.leader()
-        await alone.change(changes.adding(Member(MemberID(99), ("http://l:1",), is_learner=True)))
+        await alone.change(
+            changes.adding(Member(MemberID(99), ("http://127.0.0.1:98",), is_learner=True))
+        )
         assert alone.server.applier.conf_state.learners == (99,)
         await alone.put("k", "v")  # the learner is not there, and nobody waits for it
         with pytest.raises(Refused, match=errors.TooManyLearners.message):
             await alone.change(
-                changes.adding(Member(MemberID(98), ("http://m:1",), is_learner=True))
+                changes.adding(Member(MemberID(98), ("http://127.0.0.1:99",), is_learner=True))
             )

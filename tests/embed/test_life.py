@@ -553,7 +553,10 @@ async def test_no_snapshot_is_taken_of_what_is_not_on_disk(
 
 @story
 async def test_snapshots_bound_what_a_restart_reads(tmp_path: Path) -> None:
-    config = config_of(tmp_path, snapshot_count=100, snapshot_catchup_entries=10)
+    # Commits, and so snapshots, come only where the test waits for them.
+    config = config_of(
+        tmp_path, snapshot_count=100, snapshot_catchup_entries=10, backend_batch_interval=60.0
+    )
     async with member_on(config) as (member, client):
         for number in range(1000):
             await client.put(b"k%d" % (number % 10))

@@ -37,8 +37,10 @@ async def own(client: Client) -> pb.Member:
 async def test_a_learner_comes_and_goes(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, client):
         me = await own(client)
-        added = await client.call(ADD, peerURLs=["http://b:2", " http://a:1"], isLearner=True)
-        assert list(added.member.peerURLs) == ["http://a:1", "http://b:2"]
+        added = await client.call(
+            ADD, peerURLs=["http://127.0.0.1:2", " http://127.0.0.1:1"], isLearner=True
+        )
+        assert list(added.member.peerURLs) == ["http://127.0.0.1:1", "http://127.0.0.1:2"]
         assert added.member.isLearner
         assert (added.member.name, list(added.member.clientURLs)) == ("", [])
         assert sorted(m.ID for m in added.members) == [m.ID for m in added.members]
@@ -61,7 +63,7 @@ async def test_a_learner_comes_and_goes(tmp_path: Path) -> None:
         (ADD, {"peerURLs": ["late"]}, errors.MemberBadURLs),
         (ADD, {"peerURLs": ["http://a:1/b"]}, errors.MemberBadURLs),
         (ADD, {"peerURLs": ["taken"]}, errors.PeerURLExist),
-        (ADD, {"peerURLs": ["http://b:1"], "isLearner": True}, errors.TooManyLearners),
+        (ADD, {"peerURLs": ["http://127.0.0.1:2"], "isLearner": True}, errors.TooManyLearners),
         (REMOVE, {"ID": 1}, errors.MemberNotFound),
         (REMOVE, {"ID": "me"}, errors.MemberNotEnoughStarted),
         (UPDATE, {"ID": 1, "peerURLs": LATE}, errors.MemberNotFound),
@@ -80,7 +82,7 @@ async def test_refusals(
 ) -> None:
     async with serving(tmp_path) as (_, client):
         me = await own(client)
-        learner = await client.call(ADD, peerURLs=["http://l:1"], isLearner=True)
+        learner = await client.call(ADD, peerURLs=["http://127.0.0.1:3"], isLearner=True)
         known = {"me": me.ID, "learner": learner.member.ID}
         filled = {
             name: list(me.peerURLs) if value == ["taken"] else known.get(str(value), value)
@@ -115,7 +117,7 @@ async def test_more_learners_where_the_flag_allows_them(tmp_path: Path) -> None:
     async with serving(tmp_path, max_learners=2) as (_, client):
         for port in (1, 2):
             await client.call(ADD, peerURLs=[f"http://l:{port}"], isLearner=True)
-        refused = await client.error(ADD, peerURLs=["http://l:3"], isLearner=True)
+        refused = await client.error(ADD, peerURLs=["http://127.0.0.1:4"], isLearner=True)
         assert refused == status(errors.TooManyLearners)
 
 
