@@ -281,8 +281,9 @@ class _Watch:
             while not self._over.wait(LOOK_EVERY):
                 self._most = max(self._most, self._leader.memory().anonymous)
                 # Looked at before it is started, too, which costs the same.
-                revision = status_of(self._late if self._started else self._leader).header.revision
-                if self._started and not self._ended and revision >= self._target:
+                late = self._started > 0.0  # it may be started while the leader is asked
+                revision = status_of(self._late if late else self._leader).header.revision
+                if late and not self._ended and revision >= self._target:
                     self._ended = time.perf_counter()
         except (LoadError, OSError) as error:
             self._failed = error
