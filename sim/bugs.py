@@ -162,7 +162,7 @@ def _early(p: Patches, kind: MsgType) -> None:
     p.set(core.Raft, "send", hasty)
 
 
-@bug("tail-not-cut-in-memory", within=100)
+@bug("tail-not-cut-in-memory", within=200)
 def _tail_not_cut_in_memory(p: Patches) -> None:
     """Entries that replace others leave what comes after them in place."""
 
@@ -175,7 +175,7 @@ def _tail_not_cut_in_memory(p: Patches) -> None:
     p.set(MemoryStorage, "append", append)
 
 
-@bug("tail-not-cut-at-start", within=20)
+@bug("tail-not-cut-at-start", within=50)
 def _tail_not_cut_at_start(p: Patches) -> None:
     """When the log is read again, an entry replaces another one, and those after it stay."""
 
@@ -204,7 +204,7 @@ def _unstable_taken_for_stable(p: Patches) -> None:
 # Elections and commits
 
 
-@bug("vote-counted-twice", within=20)
+@bug("vote-counted-twice", within=50)
 def _vote_counted_twice(p: Patches) -> None:
     """Somebody's vote counts for two."""
 
@@ -224,7 +224,7 @@ def _votes_for_anybody(p: Patches) -> None:
     p.set(RaftLog, "is_up_to_date", lambda self, other: True)
 
 
-@bug("two-votes-a-term", within=50)
+@bug("two-votes-a-term", within=100)
 def _two_votes_a_term(p: Patches) -> None:
     """Whoever asks gets the vote, even if somebody else has got it."""
 
@@ -255,7 +255,7 @@ def _set_item(p: Patches, table: dict[Any, Any], key: object, value: object) -> 
     p.set(Table(), "value", value)
 
 
-@bug("old-term-committed", within=100)
+@bug("old-term-committed", within=200)
 def _old_term_committed(p: Patches) -> None:
     """An entry of an older term is committed by counting who has it (figure 8 of the paper)."""
 
@@ -328,19 +328,19 @@ def _removal_not_counted(p: Patches) -> None:
 # Reads
 
 
-@bug("read-without-quorum", within=20)
+@bug("read-without-quorum", within=200)
 def _read_without_quorum(p: Patches) -> None:
     """A leader answers a read index without asking whether it still leads."""
     p.set(reads, "_confirm", lambda r, m: reads._answer(r, m, r.log.committed))
 
 
-@bug("read-before-first-commit", within=100)
+@bug("read-before-first-commit", within=200)
 def _read_before_first_commit(p: Patches) -> None:
     """A new leader answers with a commit index that it has from before."""
     _set_item(p, step._BY_ROLE[StateType.LEADER], MsgType.READ_INDEX, reads._confirm)
 
 
-@bug("read-before-applied", within=50)
+@bug("read-before-applied", within=100)
 def _read_before_applied(p: Patches) -> None:
     """A read is answered when its index is known, applied or not."""
     release = ReadGate.release
@@ -533,7 +533,7 @@ def _lease_not_extended(p: Patches) -> None:
     p.wrap(Lessor, "promote", made)
 
 
-@bug("lease-ended-by-a-follower", within=20)
+@bug("lease-ended-by-a-follower", within=50)
 def _lease_ended_by_a_follower(p: Patches) -> None:
     """Who led before goes on counting the time of leases, and has them revoked."""
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import lmdb
 
 from sim.disk import File
+from sim.image import content
 from sim.system import System
 
 PAGE: Final = 4096
@@ -147,6 +148,10 @@ class Transaction:
         self._changed: dict[bytes, Tree] = {}
         self._main = self._trees[db].items if db is not None else {}
 
+    def trees(self) -> dict[bytes, Tree]:
+        """All that it sees."""
+        return self._trees
+
     def get(
         self, key: bytes, default: bytes | None = None, db: bytes | None = None
     ) -> bytes | None:
@@ -243,4 +248,7 @@ def _resize(file: File) -> None:
 
 
 def _decode(file: File) -> Contents:
-    raise lmdb.InvalidError(f"not a simulated database: {file.size} bytes")
+    contents = Contents()
+    for name, items in content(file.read(0, file.size)).items():
+        contents.trees[name] = Tree(items)
+    return contents

@@ -29,6 +29,8 @@ CHUNK_TIME: Final = 0.004
 """Seconds that a piece of a snapshot travels."""
 MOST_HELD: Final = 100
 """Messages that wait for a link."""
+IMAGES: Final = 0.7
+"""The share of snapshots that are sent as the database file is; the others are bbolt files."""
 SILENCE: Final = 5.0
 """Seconds without a message after which a peer counts as not connected."""
 
@@ -224,7 +226,8 @@ class SimTransport:
     async def _send_snapshot(self, message: Message) -> None:
         target = message.to
         try:
-            async with self._host.open_snapshot(message) as outgoing:
+            image = self._network.random.random() < IMAGES
+            async with self._host.open_snapshot(message, image=image) as outgoing:
                 ok = await self._transfer(outgoing, target)
         except (BackendError, TimeoutError) as error:
             self._network.note(f"no snapshot to {target:x}: {error!r}")

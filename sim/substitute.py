@@ -24,9 +24,10 @@ from typing import Any, Final
 import lmdb
 
 from kvorum.api import watch
-from kvorum.backend import worker
+from kvorum.backend import image, worker
 from kvorum.server import diskthread, kernelsync
 from kvorum.wal import WAL, encoder, log
+from sim import image as sim_image
 from sim.mdb import Lmdb
 from sim.process import Blocking, Process
 from sim.system import System
@@ -90,6 +91,9 @@ def _stand_ins(world: World, system: System) -> dict[int, tuple[object, object]]
         (diskthread.DiskThread, _disk_threads(world)),
         (kernelsync.KernelSync, _kernel_syncs(world, system)),
         (worker.Worker, _workers(world)),
+        (image.Image, sim_image.Image),
+        (image.is_image, sim_image.is_image),
+        (image.image_value, sim_image.image_value),
     ]
     return {id(real): (real, stand_in) for real, stand_in in pairs}
 
