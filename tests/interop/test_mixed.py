@@ -100,8 +100,9 @@ async def cut_log(leader: ChaosMember) -> None:
 
 
 def newest_snapshot(member: ChaosMember) -> int:
-    """Its index: files are named after term and index."""
-    return max((int(path.stem[17:], 16) for path in member.snap_dir().glob("*.snap")), default=0)
+    """Its index: files are named after term and index once they are whole."""
+    whole = member.snap_dir().glob("0*-*.snap")
+    return max((int(path.stem[17:], 16) for path in whole), default=0)
 
 
 def _may_kill(member: ChaosMember) -> bool:
