@@ -21,7 +21,7 @@ BURST: Final = 64 * 1024
 """Bytes after which encoding goes on in the next turn, for a socket's refusal comes a turn or two
 after what it refuses. Messages wait as raft made them, sharing their entries with the log."""
 
-REST: Final = 4.0
+REST: Final = 12.0
 """Entries that are committed already are for a member that catches up, and in no hurry: after each
 burst of them the loop is left alone for so many times as long as it took."""
 
