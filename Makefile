@@ -25,7 +25,8 @@ run: setup
 	$(BIN)/kvorum
 
 # Two halves side by side: the tests of processes and clusters mostly wait.
-SIDE_BY_SIDE = $(MAKE) --no-print-directory --keep-going --output-sync=target -j2
+JOBS ?= 2
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --keep-going --output-sync=target -j$(JOBS)
 PROCESSES := $(addprefix tests/,bench bootstrap cli cluster crash differential)
 
 # On the sources, as they are.
