@@ -292,7 +292,8 @@ class SimTransport:
             # Who speaks with us can be answered, in the member list or not, as with rafthttp.
             self._remotes.add(source)
         except RemovedMember:
-            sender = self._network.transports.get(source)
+            # That is about who wrote it; who only passed it on to a new leader may be a member.
+            sender = self._network.transports.get(source) if message.from_ == source else None
             if sender is not None and sender.process.alive:
                 sender.process.run_event(sender._host.told_removed)
         except WrongMember:
