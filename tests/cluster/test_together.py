@@ -138,7 +138,9 @@ async def test_a_learner_joins_and_is_promoted_by_way_of_a_follower(tmp_path: Pa
             await leader.put(f"k{number}")
         url = cluster.peer_of("d")
         await settle(follower, "add", [url], learner=True)
-        (identity,) = leader.server.cluster.learners()
+        (identity,) = follower.server.cluster.learners()
+        # A majority without the leader's own disk may have been enough, so that it applies later.
+        await cluster.until("the leader to know", lambda: bool(leader.server.cluster.learners()))
         with pytest.raises(errors.LearnerNotReady):
             await follower.server.members.promote(identity)
         learner = await cluster.join("d")
