@@ -67,6 +67,7 @@ def within(minutes: float, first: int) -> Iterator[int]:
 
 def many(first: int, seeds: Iterable[int], processes: int) -> int:
     """Many seeds, on all cores; failures are told as they come."""
+    print(f"from seed {first} on", flush=True)
     began = time.monotonic()
     failed, done, operations = [], 0, 0
     for report in run_all(seeds, processes):

@@ -6,6 +6,7 @@ import gc
 import itertools
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,11 +127,12 @@ class Run:
 
     def report(self) -> Report:
         """Do all of it."""
-        self._live()
-        if not self.wrong:
-            self._heal()
-        if not self.wrong:
-            self._judge()
+        try:
+            for step in (self._live, self._heal, self._judge):
+                if not self.wrong:
+                    step()
+        except Exception:
+            self._complain(f"the simulation itself failed:\n{traceback.format_exc()}")
         records = self.records
         return Report(
             self.plan.seed,
@@ -232,13 +234,12 @@ class Run:
     def _is_calm(self) -> bool:
         """Everything is applied everywhere, committed to the backend, and told to who watches."""
         self._retire_removed()  # whose removal took longer than healing
-        servers = [member.server for member in self.cluster.members]
-        if any(client.busy for client in self.clients):
+        servers = [m.server for m in self.cluster.members if m.server is not None]
+        late = len(servers) < len(self.cluster.members)  # added so late that it still starts
+        if late or any(client.busy for client in self.clients):
             return False
         first = servers[0]
-        assert first is not None
         for server in servers:
-            assert server is not None
             if server.applier.index != first.applier.index or server.lessor._leases:
                 return False
             if server.backend.pending_ops or server.compactions.running:
