@@ -14,9 +14,11 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
+from chaos.network import Network, why_not
 from support.binaries import Binaries, kvorum_binary, reference_binaries
 from support.member import MemberFactory
 from support.need import need
+from support.seeds import fresh_seed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,3 +74,18 @@ def module_members(
     factory = MemberFactory(folder, pytestconfig.getoption("server_log_dir"))
     yield factory
     factory.close()
+
+
+@pytest.fixture
+def chaos_seed(pytestconfig: pytest.Config) -> int:
+    """What the disturbances of a cluster are drawn from."""
+    return pytestconfig.getoption("chaos_seed") or fresh_seed()
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """Three places in network namespaces, for a member each."""
+    need(not why_not(), why_not())
+    made = Network(3)
+    yield made
+    made.close()

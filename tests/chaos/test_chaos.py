@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -11,38 +10,23 @@ import pytest
 import uvloop
 from chaos.cluster import Cluster, Settings
 from chaos.nemesis import NETWORK, PROCESSES, Nemesis
-from chaos.network import Network, why_not
+from chaos.network import Network
 from chaos.run import Run
-from support.need import need
-from support.seeds import fresh_seed
 
 SECONDS = 40.0
 ROUND = 40.0
 SETTINGS = Settings(snapshot_count=200, catch_up=50)
 
 
-@pytest.fixture
-def seed(pytestconfig: pytest.Config) -> int:
-    return pytestconfig.getoption("chaos_seed") or fresh_seed()
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    need(not why_not(), why_not())
-    made = Network(3)
-    yield made
-    made.close()
-
-
 @pytest.mark.timeout(100_000)
 def test_chaos(
-    tmp_path: Path, kvorum: Path, network: Network, seed: int, pytestconfig: pytest.Config
+    tmp_path: Path, kvorum: Path, network: Network, chaos_seed: int, pytestconfig: pytest.Config
 ) -> None:
     seconds = pytestconfig.getoption("chaos_seconds") or SECONDS
-    print(f"--chaos-seed {seed} --chaos-seconds {seconds}")
+    print(f"--chaos-seed {chaos_seed} --chaos-seconds {seconds}")
     logs = pytestconfig.getoption("server_log_dir")
     cluster = Cluster(tmp_path, dict.fromkeys("abc", kvorum), network, SETTINGS, logs)
-    uvloop.run(chaos(cluster, seed, seconds))
+    uvloop.run(chaos(cluster, chaos_seed, seconds))
 
 
 async def chaos(cluster: Cluster, seed: int, seconds: float) -> None:

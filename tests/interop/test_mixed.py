@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,13 +14,12 @@ from chaos.cluster import Cluster, Settings, has_short_log
 from chaos.etcd37 import etcd37, has_go
 from chaos.members import ChaosMember
 from chaos.nemesis import NETWORK, PROCESSES, Nemesis
-from chaos.network import Network, why_not
+from chaos.network import Network
 from chaos.replacing import caught_up, lead, replace, take_over
 from chaos.run import Report, Run
 from support.binaries import Binaries, etcd_version
 from support.need import allow, need
 from support.rpc import STATUS
-from support.seeds import fresh_seed
 
 from kvorum.pb import etcdserverpb as pb
 from sim import words
@@ -49,22 +48,11 @@ def etcd(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def seed(pytestconfig: pytest.Config) -> int:
-    return pytestconfig.getoption("chaos_seed") or fresh_seed()
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    need(not why_not(), why_not())
-    made = Network(3)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def tell(tmp_path: Path, network: Network, seed: int) -> Callable[[dict[str, Path], Story], None]:
+def tell(
+    tmp_path: Path, network: Network, chaos_seed: int
+) -> Callable[[dict[str, Path], Story], None]:
     """Run a story on a cluster of these programs."""
-    print(f"--chaos-seed {seed}")
+    print(f"--chaos-seed {chaos_seed}")
 
     async def told(binaries: dict[str, Path], story: Story) -> None:
         cluster = Cluster(tmp_path, binaries, network, SETTINGS)
@@ -72,7 +60,7 @@ def tell(tmp_path: Path, network: Network, seed: int) -> Callable[[dict[str, Pat
             await cluster.start()
             # What etcd 3.5.1 leaves of a compaction is not what later ones leave.
             compacts = all(etcd_version(path) > (3, 5) for path in binaries.values())
-            await story(cluster, Run(cluster, seed, clients=6, compacts=compacts))
+            await story(cluster, Run(cluster, chaos_seed, clients=6, compacts=compacts))
         finally:
             await cluster.close()
 
@@ -120,7 +108,7 @@ def test_disturbed(
     kvorum: Path,
     etcd: Path,
     ours: int,
-    seed: int,
+    chaos_seed: int,
     pytestconfig: pytest.Config,
 ) -> None:
     """Etcd 3.5.1 is stopped, never killed: up to 3.5.2 a crash under load makes it skip entries,
@@ -133,7 +121,7 @@ def test_disturbed(
     seconds = given / 4 if given else SECONDS  # there are four of these
 
     async def story(cluster: Cluster, run: Run) -> None:
-        nemesis = Nemesis(cluster, Random(seed), kinds, may_kill=_may_kill)
+        nemesis = Nemesis(cluster, Random(chaos_seed), kinds, may_kill=_may_kill)
         judge(await run.disturbed(nemesis, seconds), *nemesis.story)
 
     binaries = {name: kvorum if n < ours else etcd for n, name in enumerate("abc")}

@@ -24,7 +24,7 @@ STILL_TICKS: Final = 3
 lg = get_logger()
 
 
-class Raft(Protocol):
+class KnowsLeader(Protocol):
     """What consensus knows of the leader; ``leader`` is 0 while there is none."""
 
     @property
@@ -39,7 +39,7 @@ class Leadership:
     def __init__(
         self,
         *,
-        raft: Raft,
+        raft: KnowsLeader,
         cluster: Cluster,
         reads: ReadGate,
         tick: float,

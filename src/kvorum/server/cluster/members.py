@@ -20,7 +20,7 @@ from kvorum.raft.status import Status
 from kvorum.raft.types import ConfChange
 from kvorum.server.awaited import Awaited, RequestFailed
 from kvorum.server.catchup import CatchUp
-from kvorum.server.cluster.leadership import Leadership
+from kvorum.server.cluster.leadership import KnowsLeader, Leadership
 from kvorum.server.cluster.to_leader import LedHere, ToLeader, TryAgain
 from kvorum.server.proposer import Caller
 from kvorum.telemetry import ServerMetrics
@@ -40,13 +40,9 @@ _MAX_REPLY: Final = 1 << 20
 lg = get_logger()
 
 
-class Raft(Protocol):
+class Raft(KnowsLeader, Protocol):
     """What is asked of the driver of consensus."""
 
-    @property
-    def leader(self) -> MemberID: ...
-    @property
-    def is_leader(self) -> bool: ...
     def status(self) -> Status: ...
     def propose_conf_change(self, change: ConfChange, caller: Caller) -> None: ...
     def transfer_leader(self, target: MemberID) -> None: ...
