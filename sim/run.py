@@ -280,12 +280,13 @@ class Run:
         members = cluster.members
         watches = [watch for watcher in self.watchers for watch in watcher.watches]
         holds = [hold for client in self.leases for hold in client.holds]
+        happened = verdicts.what_happened(book.records)
         findings = [
             *verdicts.has_all(members, self.records.acknowledged),
             *verdicts.equal_states(members),
             *judge(holds, book.revoked, self.plan.clock_drift),
-            *verdicts.watch_violations(watches, book.records, self.compactor.compacted),
-            *verdicts.linearizability(self.records.operations, watches),
+            *verdicts.watch_violations(watches, happened, self.compactor.compacted),
+            *verdicts.linearizability(self.records.operations, watches, happened),
         ]
         for finding in findings:
             cluster.ledger.complain(finding)

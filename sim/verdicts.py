@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kvorum.pb import mvccpb
 from kvorum.testing.history import Event, KeyValue
 from kvorum.testing.linearizability import Undecided, check
-from kvorum.testing.watch_guarantees import Watch, check_watches
+from kvorum.testing.watch_guarantees import Watch, Writes, check_watches
 from sim import words
 
 if TYPE_CHECKING:
@@ -93,11 +93,8 @@ def what_happened(records: dict[bytes, bytes]) -> dict[int, tuple[Event, ...]]:
     return {revision: tuple(each) for revision, each in events.items()}
 
 
-def watch_violations(
-    watches: list[Watch], records: dict[bytes, bytes], compacted: int
-) -> list[str]:
+def watch_violations(watches: list[Watch], happened: Writes, compacted: int) -> list[str]:
     """The pair before may be missing where the history was compacted before it was read."""
-    happened = what_happened(records)
     violations = check_watches(watches, happened)
     kept = [v for v in violations if not (v.promise == "faithful" and "pair before" in v.what)]
     excused = [v for v in violations if v not in kept]
@@ -106,11 +103,12 @@ def watch_violations(
     return [str(each) for each in kept[:SHOWN]]
 
 
-def linearizability(history: list[Operation], watches: list[Watch]) -> list[str]:
-    """Judge the history, with what watches saw as evidence."""
+def linearizability(history: list[Operation], watches: list[Watch], happened: Writes) -> list[str]:
+    """Judge the history, with what watches saw and what members did as evidence: it tells what
+    became of requests of which no client knows, which may be too many to try all there is."""
     events = [event for watch in watches for event in watch.events()]
     try:
-        verdict = check(history, events=events)
+        verdict = check(history, events=events, applied=happened)
     except Undecided as error:
         return [f"the history could not be judged: {error}"]
     return [] if verdict.ok else [verdict.explanation]

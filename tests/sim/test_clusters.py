@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from kvorum.testing.history import Event, Get, GetResult, KeyValue, Operation, Put
 from sim.bugs import BUGS
 from sim.disk import Disk
 from sim.plan import draw
 from sim.process import Clock, Process
-from sim.run import Report, run
+from sim.run import Report, Run, run
+from sim.verdicts import linearizability, what_happened
 from sim.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -52,6 +54,29 @@ def test_there_is_something_to_see(reports: list[Report]) -> None:
     assert words["leads"] > len(reports)
     for word in ("power", "partition", "killed", "compacted"):
         assert words[word], f"no {word} in any trace"
+
+
+def test_what_members_did_is_known_of_every_revision() -> None:
+    for seed in SEEDS[:3]:
+        runs: list[Run] = []
+        report = run(seed, plan=draw(seed, SHORT), prepare=runs.append)
+        cluster = runs[0].cluster
+        assert report.ok
+        assert cluster.members[0].server is not None
+        newest = cluster.members[0].server.store.rev
+        assert newest >= report.revision > 2
+        assert list(what_happened(cluster.ledger.book.records)) == list(range(2, newest + 1))
+
+
+def test_what_members_did_settles_what_no_client_knows() -> None:
+    """One of these puts was seen, as the last: trying what came before it takes for ever."""
+    puts = [Operation(n, Put(b"a", b"%d" % n), 0, 1) for n in range(100)]
+    values = [b"%d" % n for n in [*range(50), *range(51, 100), 50]]
+    pairs = [KeyValue(b"a", value, 2, at, at - 1) for at, value in enumerate(values, 2)]
+    happened = {kv.mod: (Event("put", kv),) for kv in pairs}
+    read = Operation(100, Get(b"a"), 2, 3, GetResult(101, (pairs[-1],), 1))
+    assert linearizability([*puts, read], [], happened) == []
+    assert linearizability([*puts[1:], read], [], happened) != []
 
 
 def test_a_seed_is_the_same_every_time_and_everywhere() -> None:

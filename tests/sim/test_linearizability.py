@@ -28,7 +28,7 @@ from kvorum.testing.history import (
     Txn,
     TxnResult,
 )
-from kvorum.testing.kvmodel import State, agrees, execute
+from kvorum.testing.kvmodel import State, agrees, events_of, execute
 from kvorum.testing.linearizability import Undecided, check, components
 
 KEYS = [b"a", b"b", b"c", b"d"]
@@ -48,6 +48,7 @@ class Author:
         self.state = State()
         self.leases: list[int] = []
         self.values = 0
+        self.applied: dict[int, tuple[Event, ...]] = {}
 
     def write(self, count: int, *, overlap: float = 3.0) -> list[Operation]:
         """``count`` operations, about ``overlap`` of them in flight at any time."""
@@ -67,7 +68,10 @@ class Author:
         return history
 
     def _carry_out(self, request: Request) -> Result:
-        result, self.state, _ = execute(self.state, request)
+        before = self.state
+        result, self.state, changed = execute(before, request)
+        if changed:
+            self.applied[self.state.revision] = events_of(before, self.state, changed)
         return result if self.revisions else _without_revisions(result)
 
     def _value(self) -> bytes:
@@ -321,6 +325,105 @@ def test_what_watches_saw_is_evidence() -> None:
     assert not check(late, events=[Event("delete", KeyValue(b"a", b"", mod=2))]).ok
 
 
+# What members applied, as evidence
+
+
+def of_nobody_told(count: int) -> tuple[list[Operation], dict[int, tuple[Event, ...]]]:
+    """Puts of which nobody was told, and the order that they had."""
+    late = [Operation(n, Put(b"a", b"%d" % n), 0, 1) for n in range(count)]
+    state, applied = State(), {}
+    for operation in random.Random(1).sample(late, count):
+        before, (_, state, changed) = state, execute(state, operation.request)
+        applied[state.revision] = events_of(before, state, changed)
+    return [*late, get(99, 2, 3, count + 1, state.pairs[b"a"])], applied
+
+
+def test_what_was_applied_settles_many_unknown_outcomes() -> None:
+    history, applied = of_nobody_told(200)
+    with pytest.raises(Undecided):
+        check(history, max_steps=20_000)
+    verdict = check(history, applied=applied, max_steps=500)
+    assert verdict.ok, verdict.explanation
+    assert verdict.events == applied
+
+
+def test_it_decides_also_against_such_a_history() -> None:
+    """Without trying what might have come after all that anybody has seen."""
+    history, applied = of_nobody_told(200)
+    never = [Operation(n, Put(b"a", b"never %d" % n), 0, 1) for n in range(200)]
+    too_much = {201: (Event("put", KeyValue(b"a", b"nobody's", 2, 201, 200)),)}
+    assert check([*never, *history], applied=applied, max_steps=500).ok
+    assert not check([*never, *history[:-1]], applied={**applied, **too_much}, max_steps=500).ok
+
+
+def test_what_was_applied_is_a_revision_that_somebody_has_seen() -> None:
+    late = [Operation(n, Put(b"a", b"%d" % n), 0, 1) for n in (1, 2)]
+    verdict = check(late, applied={2: [Event("put", FIRST)], 3: [Event("put", SECOND)]})
+    assert [operation.client for operation in verdict.order] == [1, 2]
+
+
+def test_a_write_applied_twice_is_found() -> None:
+    once = {2: [Event("put", FIRST)]}
+    again = Event("put", FIRST._replace(mod=3, version=2))
+    for known in (put(1, 0, 1, 2), Operation(1, Put(b"a", b"1"), 0, 1)):
+        assert check([known], applied=once).ok
+        verdict = check([known], applied={**once, 3: [again]})
+        assert not verdict.ok
+        assert "no operation explains revision 3" in verdict.explanation
+        assert str(again) in verdict.explanation
+
+
+def test_an_acknowledged_write_that_was_not_applied_is_found() -> None:
+    late = Operation(2, Put(b"a", b"2"), 0, 9)
+    applied = {2: [Event("put", FIRST)], 3: [Event("put", SECOND)]}
+    assert check([put(1, 0, 1, 2), late], applied=applied).ok
+    assert not check([put(1, 0, 1, 2), late, put(3, 2, 3, 3)], applied=applied).ok
+
+
+def test_a_write_applied_before_it_was_asked_for_is_found() -> None:
+    applied = {2: [Event("put", FIRST)], 3: [Event("put", SECOND)]}
+    late = Operation(1, Put(b"a", b"1"), 0, 1)
+    assert check([late, put(2, 2, 3, 3)], applied=applied).ok
+    assert not check([replace(late, start=4, end=5), put(2, 2, 3, 3)], applied=applied).ok
+
+
+def test_a_stale_read_is_stale_whatever_was_applied() -> None:
+    """Also where only the times speak against it."""
+    history, applied = of_nobody_told(50)
+    first = applied[2][0].kv
+    assert not check([*history, get(1, 4, 5, 2, first)], applied=applied).ok
+    bare = get(1, 4, 5, 0, KeyValue(b"a", first.value))
+    assert not check([*history, bare], applied=applied).ok
+    assert check([*history, replace(bare, start=1)], applied=applied).ok
+
+
+def test_a_transaction_applied_half_or_with_more_is_found() -> None:
+    both = Txn((), (Put(b"a", b"1"), Put(b"b", b"1")))
+    events = [Event("put", KeyValue(key, b"1", 2, 2, 1)) for key in (b"a", b"b", b"c")]
+    known = Operation(1, both, 0, 1, TxnResult(2, True, (PutResult(), PutResult())))
+    for operation in (known, replace(known, result=None)):
+        assert check([operation], applied={2: events[:2]}).ok
+        assert not check([operation], applied={2: events[:1]}).ok
+        assert not check([operation], applied={2: events}).ok
+
+
+def test_an_answer_that_differs_from_what_was_applied_is_found() -> None:
+    history = [put(1, 0, 1, 2), get(2, 2, 3, 2, FIRST._replace(value=b"2"))]
+    verdict = check(history, applied={2: [Event("put", FIRST)]})
+    assert "applied as" in verdict.explanation
+
+
+def test_deletions_are_settled_too() -> None:
+    gone = {3: [Event("delete", KeyValue(b"a", b"", mod=3))]}
+    for request in (Delete(b"a"), Delete(b"a", b"\0"), Txn((), (), (Delete(b"a"),)), Revoke(7)):
+        leased = Operation(1, Put(b"a", b"1", lease=7), 0, 1, PutResult(2))
+        late = Operation(2, request, 2, 3)
+        history = [leased, late, get(3, 4, 5, 3)]
+        may = not isinstance(request, Txn)  # whose condition holds
+        assert check(history, applied=gone).ok == may
+        assert not check([leased, get(3, 4, 5, 3)], applied=gone).ok
+
+
 def test_it_gives_up_where_nothing_can_be_known() -> None:
     rng = random.Random(5)
     history = [Operation(n, Put(b"a", b"%d" % n), 0) for n in range(40)]
@@ -458,12 +561,13 @@ SPOILERS = [
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1_000_000))
 def test_a_spoilt_history_is_found(spoil, seed: int) -> None:  # type: ignore[no-untyped-def]
-    history = Author(seed).write(60)
-    spoilt = spoil(random.Random(seed), history)
+    author = Author(seed)
+    spoilt = spoil(random.Random(seed), author.write(60))
     if spoilt is not None:
-        verdict = check(spoilt)
-        assert not verdict.ok
-        assert verdict.explanation
+        for applied in ({}, author.applied):
+            verdict = check(spoilt, applied=applied)
+            assert not verdict.ok
+            assert verdict.explanation
 
 
 @settings(max_examples=150, deadline=None)
@@ -473,7 +577,10 @@ def test_a_spoilt_history_is_found(spoil, seed: int) -> None:  # type: ignore[no
     revisions=st.booleans(),
 )
 def test_small_histories_are_judged_as_by_trying_every_order(seed, spoil, revisions) -> None:  # type: ignore[no-untyped-def]
-    history = Author(seed, unknown=0.3, revisions=revisions, keys=2).write(5)
+    author = Author(seed, unknown=0.3, revisions=revisions, keys=2)
+    history = author.write(5)
+    assert check(history, applied=author.applied).ok
     if spoil is not None and revisions and any(op.result is not None for op in history):
         history = spoil(random.Random(seed), history) or history
     assert check(history).ok == explained(history)
+    assert explained(history) or not check(history, applied=author.applied).ok

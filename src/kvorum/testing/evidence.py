@@ -8,8 +8,8 @@ when they did *not* change. The search for an order need not try what contradict
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from operator import itemgetter
 
 from kvorum.testing.history import (
@@ -24,6 +24,7 @@ from kvorum.testing.history import (
     PutResult,
     Request,
     Result,
+    Revoke,
     Txn,
     TxnResult,
 )
@@ -31,17 +32,28 @@ from kvorum.testing.kvmodel import State, agrees, execute
 
 
 class Evidence:
-    """Read off a history, and off the events that watches were sent.
+    """Read off a history, off the events that watches were sent, and off what members ``applied``
+    at a revision, which then has changed nothing else.
 
     ``writer`` gives the operation that made a revision, where one says so; ``conflict`` is what
-    two answers tell differently. ``reach`` is the highest revision that somebody has seen.
+    two answers tell differently. ``reach`` is the highest revision that somebody has seen;
+    ``tells_all``: no result leaves open at which revision it was, so none was after ``reach``.
+    All of it only rules orders out: an order that it leaves explains the history as it would
+    without.
     """
 
-    def __init__(self, history: Iterable[Operation], events: Iterable[Event]) -> None:
+    def __init__(
+        self,
+        history: Iterable[Operation],
+        events: Iterable[Event],
+        applied: Mapping[int, Sequence[Event]],
+    ) -> None:
         self.writer: dict[int, Operation] = {}
         self.conflict = ""
         self.reach = 0
         self.has_revisions = False
+        self.tells_all = True
+        self.applied = applied
         self._written: dict[int, dict[bytes, KeyValue | None]] = {}
         self._spans: dict[bytes, list[tuple[int, int]]] = {}
         self._pins: dict[int, list[Operation]] = {}
@@ -49,8 +61,10 @@ class Evidence:
             if operation.result is not None:
                 self._take(operation, operation.result)
         for event in events:
-            written = None if event.kind == "delete" else event.kv
-            self._add_written(event.kv.key, event.kv.mod, written)
+            self._add_event(event, "as")
+        for event in chain.from_iterable(applied.values()):
+            self._add_event(event, "applied as")
+        self._changed = {at: {event.kv.key for event in made} for at, made in applied.items()}
         self._unchanged = {key: _Spans(spans) for key, spans in self._spans.items()}
 
     def _take(self, operation: Operation, result: Result) -> None:
@@ -61,6 +75,8 @@ class Evidence:
             self.reach = max(self.reach, revision)
             if writes(request, result):
                 self._claim(revision, operation)
+        else:
+            self.tells_all = False
         if isinstance(request, Get) and isinstance(result, GetResult):
             pinned = request.revision or (revision if request.serializable else 0)
             if pinned:
@@ -81,11 +97,17 @@ class Evidence:
         if other is not operation:
             self._complain(f"two writes have revision {revision}:\n  {other}\n  {operation}")
 
-    def _add_written(self, key: bytes, revision: int, kv: KeyValue | None) -> None:
+    def _add_event(self, event: Event, how: str) -> None:
+        self.has_revisions = True
+        written = None if event.kind == "delete" else event.kv
+        self._add_written(event.kv.key, event.kv.mod, written, how)
+
+    def _add_written(self, key: bytes, revision: int, kv: KeyValue | None, how: str = "as") -> None:
         self.reach = max(self.reach, revision)
         written = self._written.setdefault(revision, {})
         if written.setdefault(key, kv) != kv:
-            self._complain(f"revision {revision} of {key!r} was seen as {written[key]} and as {kv}")
+            seen = f"revision {revision} of {key!r} was seen as {written[key]}"
+            self._complain(f"{seen} and {how} {kv}")
 
     def _complain(self, conflict: str) -> None:
         self.conflict = self.conflict or conflict
@@ -94,6 +116,10 @@ class Evidence:
         """Why ``state``, made by changing these keys and not before ``since``, cannot be; "" if it
         can."""
         revision = state.revision
+        made = self._changed.get(revision)
+        if changed and made is not None and made != set(changed):
+            keys = sorted(set(changed))
+            return f"revision {revision} would change {keys}, but was applied to {sorted(made)}"
         for key in changed:
             spans = self._unchanged.get(key)
             if spans is not None and spans.cover(revision):
@@ -153,6 +179,30 @@ class _Spans:
         return place < len(self._lasts) and self._firsts[place] < revision
 
 
+class Makers:
+    """Which of some operations may have made a revision, by what was applied at it; by number."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._all = range(len(operations))
+        self._putting: dict[tuple[bytes, bytes], list[int]] = {}
+        self._removing: list[int] = []
+        for number, operation in enumerate(operations):
+            parts = list(_parts(operation.request))
+            for put in {(part.key, part.value) for part in parts if isinstance(part, Put)}:
+                self._putting.setdefault(put, []).append(number)
+            if any(isinstance(part, Delete | Revoke) for part in parts):
+                self._removing.append(number)
+
+    def of(self, made: Sequence[Event]) -> Sequence[int]:
+        """``made``: all events of the revision; all operations may have if there are none."""
+        if not made:
+            return self._all
+        event = made[0]
+        if event.kind == "delete":
+            return self._removing
+        return self._putting.get((event.kv.key, event.kv.value), ())
+
+
 def writes(request: Request, result: Result) -> bool:
     """Whether an answer shows that its request changed something; that of a `Revoke` does not."""
     if isinstance(request, Put):
@@ -176,6 +226,15 @@ def keys_of(request: Request) -> Iterator[tuple[bytes, bytes]]:
         yield request.key, request.end
     elif isinstance(request, Put):
         yield request.key, b""
+
+
+def _parts(request: Request) -> Iterator[Request]:
+    """A request, or what is in it."""
+    if isinstance(request, Txn):
+        for each in request.success + request.failure:
+            yield from _parts(each)
+    else:
+        yield request
 
 
 def _pairs(result: Result) -> Iterator[KeyValue]:

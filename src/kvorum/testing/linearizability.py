@@ -13,6 +13,10 @@ state have been tried. What makes it fast are etcd's revisions, which order all 
 between which two each read lies; only who made a revision that no answer claims has to be searched.
 Without revisions, keys that no operation connects are checked apart.
 
+What members say to have applied (``applied``) settles who made a revision even where many outcomes
+are not known. It is believed only where it speaks against an order, never in place of one: an order
+must still give all results, each in its time.
+
 All writers of the key space must be in the history if revisions are, those of leases that expire
 too (as `Revoke` with an unknown outcome). Serializable reads, and those of old revisions, have no
 place in the order: they are compared with the state at their revision.
@@ -22,14 +26,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from kvorum.testing.evidence import Evidence, keys_of, out_of_order, writes
+from kvorum.testing.evidence import Evidence, Makers, keys_of, out_of_order, writes
 from kvorum.testing.history import Event, Get, Operation, Revoke, Txn, in_range
 from kvorum.testing.kvmodel import State, agrees, events_of, execute
 from kvorum.testing.linked import InFlight
+from kvorum.testing.watch_guarantees import Writes
 
 MAX_STEPS: Final = 2_000_000
+NOTHING: Final[Writes] = MappingProxyType({})
 SHOWN: Final = 12
 """Operations and keys that an explanation names."""
 
@@ -56,16 +63,18 @@ def check(
     *,
     initial: State | None = None,
     events: Iterable[Event] = (),
+    applied: Writes = NOTHING,
     max_steps: int = MAX_STEPS,
 ) -> Verdict:
     """Judge a history that began at ``initial`` (the empty key space). ``events``, as watches were
-    sent them, are evidence too.
+    sent them, are evidence too; so is what members ``applied``: all events of those revisions of
+    which it is known.
 
     Raises:
         Undecided: after ``max_steps`` steps.
     """
     operations = list(history)
-    evidence = Evidence(operations, events)
+    evidence = Evidence(operations, events, applied)
     if evidence.conflict:
         return Verdict(False, explanation=evidence.conflict)
     wrong = out_of_order(operations)
@@ -143,6 +152,7 @@ class _Search:
         self._known = sorted(known, key=lambda op: op.start)
         self._unknown = sorted(unknown, key=lambda op: op.start)
         self._flying = InFlight([(op.start, op.end) for op in self._known])
+        self._makers = Makers(self._unknown)
         self._used = 0  # bits of unknown operations
         self._path: list[_Move] = []
         self._seen: set[tuple[int, int, State]] = set()
@@ -239,9 +249,14 @@ class _Search:
         return self._move(state, since, operation, place)
 
     def _unknown_moves(self, state: State, since: float) -> Iterator[_Move]:
-        """Those that change something; the rest need never happen."""
+        """Those that change something; the rest need never happen. Nor need what would come after
+        all that anybody has seen."""
+        evidence = self._evidence
+        if evidence.tells_all and state.revision >= evidence.reach:
+            return
         deadline = self._flying.deadline()
-        for number, operation in enumerate(self._unknown):
+        for number in self._makers.of(evidence.applied.get(state.revision + 1, ())):
+            operation = self._unknown[number]
             if operation.start > deadline:
                 return
             if not self._used >> number & 1:
@@ -291,6 +306,7 @@ class _Search:
         lines += [f"  {op}\n    {self._complaint(state, op)}" for op in stuck[:SHOWN]]
         if owner is None and self._evidence.has_revisions:
             lines.append(f"  and no operation explains revision {state.revision + 1}")
+            lines += [f"  {event}" for event in self._evidence.applied.get(state.revision + 1, ())]
         elif owner is not None and owner not in stuck:
             lines.append(f"  revision {state.revision + 1} was made by one that began later:")
             lines.append(f"  {owner}")
