@@ -140,6 +140,20 @@ def test_a_commit_happens_by_itself_after_the_interval(tmp_path: Path) -> None:
     run(tmp_path, scenario, batch_interval=0.01)
 
 
+def test_a_commit_of_the_hook_alone_happens_after_the_interval_when_asked(tmp_path: Path) -> None:
+    async def scenario(backend: Backend) -> None:
+        done = asyncio.Event()
+        backend.on_commit = done.set
+        backend.pre_commit = lambda: backend.put("meta", b"index", b"1")
+        backend.commit_later()
+        backend.commit_later()
+        assert backend.commits == 0
+        await done.wait()
+        assert (backend.commits, backend.get("meta", b"index")) == (1, b"1")
+
+    run(tmp_path, scenario, batch_interval=0.01)
+
+
 @pytest.mark.parametrize("how", ["put", "put_revision", "delete_revisions", "commit_soon"])
 def test_a_commit_happens_early_at_the_limit_or_when_asked(tmp_path: Path, how: str) -> None:
     async def scenario(backend: Backend) -> None:

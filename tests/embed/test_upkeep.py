@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.embedded import config_of, ending, member_on, serving, status, story
-from support.rpc import COMPACT, DEFRAGMENT, LEASE_GRANT, LEASE_TTL, PUT, RANGE
+from support.rpc import COMPACT, DEFRAGMENT, DELETE_RANGE, LEASE_GRANT, LEASE_TTL, PUT, RANGE
 
 import kvorum
 from kvorum import errors, failpoint
@@ -94,6 +94,18 @@ async def test_snapshots_and_logs_are_purged(
             while not purged.is_set():
                 await client.put(b"k")
         assert len(files.files()) <= 4
+
+
+@story
+async def test_the_log_of_what_changes_nothing_is_cut_too(tmp_path: Path) -> None:
+    settings = {"snapshot_count": 200, "snapshot_catchup_entries": 10}
+    config = config_of(tmp_path, **settings, backend_batch_interval=0.001)
+    async with member_on(config) as (member, client):
+        taker = member.server._snapshotter
+        async with asyncio.timeout(10):
+            while taker.last < 500:
+                await client.call(DELETE_RANGE, key=b"nothing")
+        assert taker._storage.first_index() > 400
 
 
 @story

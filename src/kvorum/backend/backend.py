@@ -233,6 +233,10 @@ class Backend:
         """Commit when the loop has done what is at hand."""
         self._committer.soon()
 
+    def commit_later(self) -> None:
+        """Commit within the interval, even if nothing is written until then."""
+        self._committer.arm(self.pending_ops)
+
     async def commit(self) -> None:
         """Return when everything written before is on disk.
 

@@ -65,7 +65,7 @@ from kvorum.server.raftlog import RaftLog
 from kvorum.server.raftnode import RaftNode
 from kvorum.server.reads import ReadGate
 from kvorum.server.request import RequestIds
-from kvorum.server.snapshotter import PURGE_INTERVAL, SnapshotTaker
+from kvorum.server.snapshotter import MEMORY_COUNT, PURGE_INTERVAL, SnapshotTaker
 from kvorum.telemetry import Telemetry
 from kvorum.types import Index, MemberID, Revision, Term
 from kvorum.wal import WALError, WriteTimes
@@ -503,6 +503,9 @@ class Server:
         store = self.store
         self._metrics.applied(counts, seconds)
         self.proposer.crowded = self.backend.pending_ops > MAX_UNCOMMITTED
+        if self.applier.index - self._frozen[0] >= MEMORY_COUNT:
+            # They may all have changed nothing, but the log is cut at commits only.
+            self.backend.commit_later()
         if store.changes:
             changes, store.changes = store.changes, []
             self.hub.notify(changes)
