@@ -87,6 +87,11 @@ class Connections:
             self._channels[at.name] = at.channel()
         return self._channels[at.name]
 
+    @property
+    def at(self) -> ChaosMember:
+        """Where the last channel leads."""
+        return self._at
+
     def move(self) -> None:
         """Go to another member."""
         others = [each for each in self.members if each is not self._at and each.running]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import http.client
 import signal
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from chaos.network import Place, inside
+from chaos.serving import Life, Serving
+from support.binaries import etcd_release, is_kvorum
 from support.member import Member
 from support.rpc import Rpc
 
@@ -16,6 +20,7 @@ from kvorum.errors import Code
 from kvorum.h2 import Backoff, Channel, RpcError
 
 ASKING_SECONDS = 0.4
+LIFE = 1000
 
 
 class ChaosMember(Member):
@@ -38,6 +43,7 @@ class ChaosMember(Member):
         self.initial = ""
         self.paused = False
         self.failpoint_port = 0
+        self.life: Life = deque(maxlen=LIFE)
         self._log_start = 0
         self._channel: Channel | None = None
 
@@ -82,31 +88,45 @@ class ChaosMember(Member):
         connection = http.client.HTTPConnection(self.host, self.failpoint_port, timeout=2.0)
         try:
             connection.request("PUT", f"/{name}", term)
-            return connection.getresponse().status == 204
+            taken = connection.getresponse().status == 204
         except OSError:
             return False
         finally:
             connection.close()
+        if taken:
+            self._lived(f"is told {name}={term}")
+        return taken
 
     # Life
+
+    def _lived(self, what: str) -> None:
+        self.life.append((time.monotonic(), what))
 
     def pause(self) -> None:
         assert self.process is not None
         self.paused = True
+        self._lived("stands still")
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         assert self.process is not None
+        self._lived("goes on")
         self.process.send_signal(signal.SIGCONT)
         self.paused = False
 
     def crash(self) -> int:
         """SIGKILL, also of one that is paused."""
         self.paused = False
+        self._lived("is killed")
         return self.kill()
 
+    def stop(self) -> int:
+        self._lived("is stopped")
+        return super().stop()
+
     def spawn(self, extra_env: Mapping[str, str] | None = None) -> None:
-        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self._lived("starts")
+        self._log_start = self._log_size()
         super().spawn(extra_env)
 
     def speaks_with_peers(self) -> bool:
@@ -114,6 +134,21 @@ class ChaosMember(Member):
         with self.log_path.open("rb") as log:
             log.seek(self._log_start)
             return b"serving peer traffic" in log.read()
+
+    def _log_size(self) -> int:
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
+    def serving_now(self) -> Serving:
+        """What is known of it from now on, while it serves a watch."""
+        return Serving(
+            self.name,
+            etcd_release(self.binary),
+            is_kvorum(self.binary),
+            self.log_path,
+            self.life,
+            begin=time.monotonic(),
+            log_begin=self._log_size(),
+        )
 
     # Asking
 

@@ -11,7 +11,7 @@ from random import Random
 from chaos.clients import Client, Compactor, Records
 from chaos.cluster import ELECTION, Cluster
 from chaos.nemesis import Nemesis
-from chaos.verdicts import verdict
+from chaos.verdicts import excused, verdict
 from chaos.watchers import Watcher
 from support.rpc import RANGE
 
@@ -37,6 +37,8 @@ class Report:
     unknown: int = 0
     events: int = 0
     watches: int = 0
+    resent: list[str] = field(default_factory=list)
+    """Watches that were sent something twice by members that are known for it."""
     returns: list[tuple[str, float]] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
 
@@ -46,7 +48,7 @@ class Report:
             f"{self.operations} operations, {self.acknowledged} writes acknowledged,"
             f" {self.unknown} unknown, {self.events} events in {self.watches} watches,"
             f" {len(self.returns)} disturbances, slowest return of a leader {slowest[1]:.2f} s"
-            f" ({slowest[0]})"
+            f" ({slowest[0]}), {len(self.resent)} watches excused {self.resent}"
         )
 
 
@@ -113,6 +115,12 @@ class Run:
         report.failures = records.failures
         report.watches = sum(len(watcher.watches) for watcher in watchers)
         report.events = sum(len(list(w.events())) for each in watchers for w in each.watches)
+        report.resent = [
+            f"{watch.name} by {each.servings[watch.name]}"
+            for each in watchers
+            for watch in each.watches
+            if excused(each, watch).responses != watch.responses
+        ]
 
     async def _read_all(self, records: Records) -> None:
         """What every member has in the end belongs to the history."""

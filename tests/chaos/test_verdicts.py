@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
+import pytest
 from chaos.clients import Records
+from chaos.serving import Release, Serving, without_resent
 from chaos.verdicts import verdict
 from chaos.watchers import Watcher
 
 from kvorum.testing.history import Event, Get, GetResult, KeyValue, Operation, Put, PutResult
 from kvorum.testing.kvmodel import State
-from kvorum.testing.watch_guarantees import Response
+from kvorum.testing.watch_guarantees import Response, Watch
 
 
 def pair(number: int) -> KeyValue:
@@ -63,3 +67,74 @@ async def judge() -> None:
 
 def test_each_wrong_is_found() -> None:
     asyncio.run(judge())
+
+
+def served(log: Path, release: Release, *, ours: bool = False, snapshots: int = 1) -> Serving:
+    """By a member on which so many snapshots were installed meanwhile, and one before and after."""
+    line = b'{"level":"info","msg":"applying snapshot"}\n'
+    log.write_bytes(line * (snapshots + 2))
+    size = len(line)
+    life = deque([(1.0, "starts"), (2.5, "stands still"), (9.0, "goes on")])
+    return Serving("b", release, ours, log, life, 2.0, size, 3.0, size * (snapshots + 1))
+
+
+def told(serving: Serving, numbers: list[int]) -> str:
+    """What is wrong with a watch served by it."""
+
+    async def judged() -> str:
+        one = watcher(numbers)
+        one.servings[one.current.name] = serving
+        return "\n".join(verdict(history(5), [one], State(), 6, compacted=False))
+
+    return asyncio.run(judged())
+
+
+TWICE = [1, 2, 3, 2, 3, 4, 5]
+
+
+def test_a_verdict_tells_who_served_the_watch_and_what_befell_it(tmp_path: Path) -> None:
+    wrong = told(served(tmp_path / "log", (3, 7, 1), ours=True), TWICE)
+    assert "came twice" in wrong
+    assert "watch w #0 was served by b (Kvorum) from 2.00 to 3.00;" in wrong
+    assert "1 snapshots were installed on it meanwhile" in wrong
+    assert "its last: 1.00 starts, 2.50 stands still" in wrong
+    assert "goes on" not in wrong
+
+
+@pytest.mark.parametrize("numbers", [TWICE, [1, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]])
+def test_old_etcd_may_go_back_once_for_each_snapshot(tmp_path: Path, numbers: list[int]) -> None:
+    assert told(served(tmp_path / "log", (3, 5, 1)), numbers) == ""
+    assert told(served(tmp_path / "log", (3, 5, 7)), numbers) == ""
+    for release in [(3, 5, 8), (3, 6, 0), (3, 7, 1)]:
+        assert "came twice" in told(served(tmp_path / "log", release), numbers)
+    assert "came twice" in told(served(tmp_path / "log", (3, 5, 1), ours=True), numbers)
+    assert "came twice" in told(served(tmp_path / "log", (3, 5, 1), snapshots=0), numbers)
+
+
+def test_old_etcd_may_do_nothing_else(tmp_path: Path) -> None:
+    """Not go back more often, nor lose anything, nor send what came before in another order."""
+    serving = served(tmp_path / "log", (3, 5, 1))
+    again = [1, 2, 3, 2, 3, 2, 3, 4, 5]
+    assert "came twice" in told(serving, again)
+    assert told(served(tmp_path / "log", (3, 5, 1), snapshots=2), again) == ""
+    assert "never came" in told(serving, [1, 2, 2, 4, 5])
+    assert "came twice" in told(serving, [1, 2, 3, 3, 2, 4, 5])
+    assert "stands at 4, and missed" in told(serving, [1, 2, 3, 2, 3])
+
+
+def test_what_is_sent_twice_leaves_nothing_behind() -> None:
+    """No response that would look like a notice, and no fragment whose end is missing."""
+    one, two, three = (Event("put", pair(number)) for number in (1, 2, 3))
+    came = [
+        Response(2, created=True),
+        Response(3, (one,)),
+        Response(3, (two,)),
+        Response(3),
+        Response(3, (one,), fragment=True),
+        Response(4, (two, three), fragment=True),
+        Response(4, (three,)),
+        Response(4),
+    ]
+    kept = without_resent(Watch(b"k", responses=came), 2).responses
+    assert kept == [*came[:4], Response(4, (three,)), came[7]]
+    assert without_resent(Watch(b"k", responses=came), 0).responses == came

@@ -9,6 +9,7 @@ from typing import Final
 
 from chaos.clients import PATIENCE, Connections
 from chaos.members import ChaosMember
+from chaos.serving import Serving
 
 from kvorum.h2 import RpcError, StreamCall
 from kvorum.pb import etcdserverpb as pb
@@ -22,7 +23,8 @@ _PROGRESS: Final = pb.WatchRequest(progress_request=pb.WatchProgressRequest()).S
 
 
 class Watcher:
-    """One range, watched in a chain of watches; ``watches`` has them all."""
+    """One range, watched in a chain of watches; ``watches`` has them all, and ``servings`` by
+    their names who served them."""
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Watcher:
         self.name = name
         self.stopped = False
         self.watches = [Watch(key, end, start, prev=prev, name=f"{name} #0")]
+        self.servings: dict[str, Serving] = {}
         self.errors: list[str] = []
         self._prev = prev
         self._chance = chance
@@ -70,12 +73,16 @@ class Watcher:
             fragment=self._chance.random() < 0.3,
         )
         try:
-            stream = await self._connections.channel().stream(words.WATCH, timeout=None)
+            channel = self._connections.channel()
+            self.servings[watch.name] = self._connections.at.serving_now()
+            stream = await channel.stream(words.WATCH, timeout=None)
             async with stream:
                 await stream.send(pb.WatchRequest(create_request=create).SerializeToString())
                 await self._read(stream, watch)
         except RpcError as error:
             self.errors.append(str(error))
+        finally:
+            self.servings[watch.name].close()
 
     async def _read(self, stream: StreamCall, watch: Watch) -> None:
         asked = False

@@ -73,9 +73,14 @@ def version_text(path: Path) -> str:
 
 def etcd_version(path: Path) -> tuple[int, int]:
     """(major, minor) of the etcd release the program says it is, or is compatible with."""
+    return etcd_release(path)[:2]
+
+
+def etcd_release(path: Path) -> tuple[int, int, int]:
+    """The same with the patch; one that is yet to come counts as it."""
     word = version_text(path).split("\n", 1)[0].removeprefix("etcd Version: ")
-    major, minor, *_ = word.split(".")
-    return int(major), int(minor)
+    major, minor, patch = word.partition("-")[0].split(".")
+    return int(major), int(minor), int(patch)
 
 
 def is_kvorum(path: Path) -> bool:
