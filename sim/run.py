@@ -20,6 +20,7 @@ from sim import verdicts
 from sim.clients import Caller, Compactor, KVClient, Records
 from sim.cluster import Cluster
 from sim.leases import LeaseClient, judge
+from sim.limits import TooLong, computing
 from sim.nemesis import Nemesis
 from sim.operators import Membership, Mover
 from sim.plan import Plan, draw
@@ -30,6 +31,8 @@ from sim.world import World
 
 HEALING: Final = 30.0
 """Seconds within which a healed cluster has to serve at every member, and agree."""
+MOST_COMPUTING: Final = 300.0
+"""Seconds of it for a run; they take one to three."""
 LOOK_INTERVAL: Final = 0.005
 SILENT: Final = 6
 
@@ -128,10 +131,11 @@ class Run:
     def report(self) -> Report:
         """Do all of it."""
         try:
-            for step in (self._live, self._heal, self._judge):
-                if not self.wrong:
-                    step()
-        except Exception:
+            with computing(MOST_COMPUTING):
+                for step in (self._live, self._heal, self._judge):
+                    if not self.wrong:
+                        step()
+        except (Exception, TooLong):
             self._complain(f"the simulation itself failed:\n{traceback.format_exc()}")
         records = self.records
         return Report(

@@ -120,6 +120,23 @@ def test_a_planted_bug_is_found(name: str) -> None:
     assert found, bug.what
 
 
+def test_a_run_that_does_not_end_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.run.MOST_COMPUTING", 0.05)
+    plan = draw(1, SHORT)
+    endless = run(1, plan=plan, prepare=lambda this: forever(this.world))
+    assert "more than 0.05 s of computing" in endless.wrong[0]
+    monkeypatch.undo()
+    assert run(1, plan=plan).ok
+
+
+def forever(world: World) -> None:
+    """From the second second on, time stands still."""
+    world.after(1.0, lambda: again())
+
+    def again() -> None:
+        world.soon(again)
+
+
 def test_nothing_is_left_behind() -> None:
     """A planted bug and a simulation leave the code as it was."""
     code = {name: vars(module).copy() for name, module in sys.modules.items() if "kvorum." in name}
