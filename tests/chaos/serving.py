@@ -66,7 +66,7 @@ class Serving:
         before = [f"{at:.2f} {what}" for at, what in self.life if at <= self.end][-TOLD:]
         return (
             f"{self.member} ({kind}) from {self.begin:.2f} to {self.end:.2f};"
-            f" {self.installed()} snapshots were installed on it meanwhile;"
+            f" snapshots installed on it meanwhile: {self.installed()};"
             f" its last: {', '.join(before) or 'nothing'}"
         )
 

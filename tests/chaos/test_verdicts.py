@@ -96,7 +96,7 @@ def test_a_verdict_tells_who_served_the_watch_and_what_befell_it(tmp_path: Path)
     wrong = told(served(tmp_path / "log", (3, 7, 1), ours=True), TWICE)
     assert "came twice" in wrong
     assert "watch w #0 was served by b (Kvorum) from 2.00 to 3.00;" in wrong
-    assert "1 snapshots were installed on it meanwhile" in wrong
+    assert "snapshots installed on it meanwhile: 1;" in wrong
     assert "its last: 1.00 starts, 2.50 stands still" in wrong
     assert "goes on" not in wrong
 
