@@ -55,6 +55,8 @@ class Book:
     votes: dict[tuple[MemberID, int], MemberID] = field(default_factory=dict)
     terms: dict[int, int] = field(default_factory=dict)
     """Of each committed entry, by index."""
+    decided: dict[int, int] = field(default_factory=dict)
+    """The newest entry that was committed in a term, by that term."""
     contents: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     """Of each applied entry: term, type, checksum."""
     before: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -78,7 +80,6 @@ class Ledger:
         self._cluster = cluster
         self._lives: dict[Process, Life] = {}
         self._promises: dict[MemberID, Promises] = {}
-        self._last_committed = 0
 
     def complain(self, text: str) -> None:
         if len(self.wrong) < 20:
@@ -207,8 +208,11 @@ class Ledger:
         self._has_all(life)
 
     def _has_all(self, life: Life) -> None:
+        """What was committed in earlier terms. A member that stood still may learn that it was
+        elected when there is a leader of a later term, of whose entries it knows nothing."""
         log, terms = life.raft.log, self.book.terms
-        for index in range(max(log.first_index(), 1), self._last_committed + 1):
+        earlier = [index for term, index in self.book.decided.items() if term < life.raft.term]
+        for index in range(max(log.first_index(), 1), max(earlier, default=0) + 1):
             if index in terms and log.term(index) != terms[index]:  # type: ignore[arg-type]
                 self.complain(
                     f"{life.member} leads in term {life.raft.term} with term"
@@ -234,7 +238,9 @@ class Ledger:
                 self.complain(f"{life.member} commits {term}/{index}, others have {known}/{index}")
         life.commit = commit
         if grown:
-            self._last_committed = max(self._last_committed, commit)
+            # Seen first at the leader: others hear of it in a later event, or in a later term.
+            decided, present = self.book.decided, life.raft.term
+            decided[present] = max(commit, decided.get(present, 0))
             self._leaders_have(commit)
             if life.raft.state is StateType.LEADER:
                 self._decided(life, commit)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from kvorum.raft.types import Message, MsgType
 from kvorum.testing.history import Event, Get, GetResult, KeyValue, Operation, Put
 from sim.bugs import BUGS
 from sim.disk import Disk
-from sim.plan import draw
+from sim.plan import Plan, draw
 from sim.process import Clock, Process
 from sim.run import Report, Run, run
 from sim.verdicts import linearizability, what_happened
@@ -118,6 +119,27 @@ def test_a_planted_bug_is_found(name: str) -> None:
     with bug.planted():
         found = any(not run(seed, plan=draw(seed, SHORT)).ok for seed in range(1, bug.within + 1))
     assert found, bug.what
+
+
+def test_a_leader_that_learns_late_of_its_election_need_not_have_what_came_since() -> None:
+    """It stands still from before the votes for it arrive until another one has led for long."""
+
+    def prepare(this: Run) -> None:
+        network, ledger = this.cluster.network, this.cluster.ledger
+
+        def watch(message: Message) -> None:
+            ledger.sent(message)
+            if message.type is MsgType.VOTE_RESP and not message.reject:
+                network.watch = ledger.sent
+                network.transports[message.to].process.pause(5.0)
+
+        network.watch = watch
+
+    report = run(1, plan=Plan(1, duration=SHORT), prepare=prepare)
+    elections = [line.split() for line in report.lines if " leads in term " in line]
+    terms = [int(words[-1]) for words in elections]
+    assert terms != sorted(terms), elections
+    assert report.ok, report.wrong
 
 
 def test_a_run_that_does_not_end_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
