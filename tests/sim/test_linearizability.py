@@ -353,6 +353,8 @@ def test_it_decides_also_against_such_a_history() -> None:
     never = [Operation(n, Put(b"a", b"never %d" % n), 0, 1) for n in range(200)]
     too_much = {201: (Event("put", KeyValue(b"a", b"nobody's", 2, 201, 200)),)}
     assert check([*never, *history], applied=applied, max_steps=500).ok
+    gone = get(98, 2, 3, 201)
+    assert not check([*never, *history, gone], applied=applied, max_steps=1_000).ok
     assert not check([*never, *history[:-1]], applied={**applied, **too_much}, max_steps=500).ok
 
 
