@@ -190,7 +190,7 @@ class Run:
         for actor in actors:
             actor.stopped = True
         for watcher in self.watchers:
-            watcher.settled = True
+            watcher.settle()
         self._wait(self._is_calm)
         if not self._is_calm():
             self._complain(f"no calm {HEALING} s after the last request: {self._where()}")

@@ -13,6 +13,8 @@ from sim.clients import RETRY, Caller
 if TYPE_CHECKING:
     from kvorum.testing.history import Event
 
+ASKING_INTERVAL: Final = 1.0
+"""Seconds."""
 PROGRESS: Final = pb.WatchRequest(progress_request=pb.WatchProgressRequest()).SerializeToString()
 
 
@@ -21,8 +23,7 @@ class Watcher:
 
     def __init__(self, caller: Caller, key: bytes, end: bytes, *, prev: bool) -> None:
         self.stopped = False
-        self.settled = False
-        """Stays where it is, and only asks for progress."""
+        self._settled = False
         self.watches: list[Watch] = []
         self._caller = caller
         self._key = key
@@ -103,12 +104,23 @@ class Watcher:
 
     def _fidget(self) -> None:
         """Ask for progress, or leave and come back."""
-        if self.stopped:
+        if self.stopped or self._settled:
             return
         self._later()
         if self._call is None or self._call.ended:
             return
-        if self.settled or self._caller.random.random() < 0.6:
+        if self._caller.random.random() < 0.6:
             self._call.send(PROGRESS)
         else:
             self._call.end(Outcome(LOST, error="left"))
+
+    def settle(self) -> None:
+        """From now on stay, and ask for progress regularly: left to chance, the next time may be
+        after the end of the run."""
+        self._settled = True
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._call is not None and not self._call.ended:
+            self._call.send(PROGRESS)
+        self._caller.world.after(ASKING_INTERVAL, self._ask)

@@ -22,6 +22,7 @@ from sim.plan import Plan, draw
 from sim.process import Clock, Process
 from sim.run import Report, Run, run
 from sim.verdicts import linearizability, what_happened
+from sim.watchers import Watcher
 from sim.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -140,6 +141,14 @@ def test_a_leader_that_learns_late_of_its_election_need_not_have_what_came_since
     terms = [int(words[-1]) for words in elections]
     assert terms != sorted(terms), elections
     assert report.ok, report.wrong
+
+
+def test_that_watchers_end_up_to_date_is_not_left_to_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Watcher, "_later", lambda self: None)  # the next time is never
+    reports = [run(seed, plan=draw(seed, SHORT)) for seed in SEEDS[:4]]
+    assert [report.wrong for report in reports] == [[]] * 4
 
 
 def test_a_run_that_does_not_end_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
