@@ -69,6 +69,14 @@ class Cluster:
             member.wait()
         return time.perf_counter() - began
 
+    def renew(self) -> None:
+        """Begin again with nothing."""
+        self.stop()
+        for member in self.members:
+            shutil.rmtree(member.data)
+        self.start()
+        self.settle()
+
     def settle(self) -> None:
         """Find the leader, and wait until all members have applied what it has."""
         self._leader = self._find_leader()

@@ -42,7 +42,7 @@ MISSED: Final = 100_000
 OFFERED: Final = 1_000
 """Puts/s to the leader while a member catches up: well below what either can do."""
 
-IDLE_SECONDS: Final = 2.0
+IDLE_SECONDS: Final = 5.0
 LEAST_WINDOW: Final = 1.0
 """Seconds that count as 'meanwhile' even if the member is there earlier."""
 
@@ -169,7 +169,11 @@ class NewLearner:
 
 
 class Missed:
-    """A follower was down during ``puts`` puts."""
+    """A follower was down during ``puts`` puts.
+
+    Each time in a cluster that begins: a member replays its whole log when it is started, and a
+    leader that has sent a snapshot keeps its log for half a minute, and sends no other.
+    """
 
     def __init__(self, puts: int) -> None:
         self._puts = puts
@@ -178,6 +182,7 @@ class Missed:
         """Nothing to fill."""
 
     def late(self, cluster: Cluster, number: int) -> Late:
+        cluster.renew()
         follower = cluster.followers[0]
         follower.stop()
         send(cluster, sources.puts(b"missed/%d/" % number), 10, 10, self._puts)

@@ -21,9 +21,11 @@ BURST: Final = 64 * 1024
 """Bytes after which encoding goes on in the next turn, for a socket's refusal comes a turn or two
 after what it refuses. Messages wait as raft made them, sharing their entries with the log."""
 
-REST: Final = 12.0
+REST: Final = 48.0
 """Entries that are committed already are for a member that catches up, and in no hurry: after each
-burst of them the loop is left alone for so many times as long as it took."""
+burst of them the loop is left alone for so many times as long as it took,"""
+LEAD: Final = 2
+"""as long as the member gets at least so many times as many as there are new ones meanwhile."""
 
 BACKLOG: Final = 256 * 1024
 """Bytes that the socket does not take; more are not encoded."""
@@ -46,6 +48,7 @@ class StreamWriter:
         self._encoder: MessageEncoder | MsgAppEncoder = MessageEncoder()
         self._queue: list[Message] = []
         self._resting = False
+        self._next = self._committed = 0  # when the last burst ended
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -95,12 +98,22 @@ class StreamWriter:
         answer.write(b"".join(out))
         if self._queue:
             self._resting = True
-            rest = REST * (self._ctx.timer() - started) if _is_old(self._queue[0]) else 0
-            self._ctx.loop.call_later(rest, self._go_on)
+            rest = REST if self._may_rest(self._queue[0]) else 0.0
+            self._ctx.loop.call_later(rest * (self._ctx.timer() - started), self._go_on)
 
     def stop(self) -> None:
         if self._detach(end=True):
             self._log_end("closed TCP streaming connection with remote peer")
+
+    def _may_rest(self, message: Message) -> bool:
+        """Whether what comes next can wait: a quorum has its entries without the member that it is
+        for, and that comes nearer all the same."""
+        entries = message.entries
+        if not entries or entries[-1].index > message.commit:
+            return False
+        gained, grown = entries[0].index - self._next, message.commit - self._committed
+        self._next, self._committed = entries[0].index, message.commit
+        return gained >= LEAD * grown
 
     def _go_on(self) -> None:
         self._resting = False
@@ -153,9 +166,3 @@ class StreamWriter:
             "local_member_id": self._ctx.local_name,
             "remote_peer_id": self._contact.name,
         }
-
-
-def _is_old(message: Message) -> bool:
-    """Whether a quorum has its entries without the member that it is for."""
-    entries = message.entries
-    return bool(entries) and entries[-1].index <= message.commit
