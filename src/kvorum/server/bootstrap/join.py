@@ -48,17 +48,36 @@ async def join(
         raise BadInitialCluster(
             "discovery URL should not be set when joining existing initial cluster"
         )
-    try:
-        running = await ask_cluster(http, initial.others_urls(), timeout=MEMBERS_TIMEOUT)
-    except NoCluster as error:
-        raise CannotJoin(f"cannot fetch cluster info from peer urls: {error}") from None
-    local = await _find_local(initial, running, matcher)
+    running, local = await _recognised(initial, http, matcher)
     others = [member for member in running.members if member.id != local]
     if not await _is_compatible(running, others, http, config.request_timeout):
         raise CannotJoin("incompatible with current running cluster")
     if sum(member.is_learner for member in running.members) > config.max_learners:
         raise CannotJoin(TOO_MANY_LEARNERS)
     return Identity(local, running.id, remotes=others)
+
+
+async def _recognised(
+    initial: InitialCluster, http: HttpClient, matcher: UrlMatcher
+) -> tuple[RunningCluster, MemberID]:
+    """The cluster as it is told by the first member that knows us, and who we are there.
+
+    One that lags behind may not know us yet; and where the others need us for their quorum, it will
+    not before we are there. (etcd leaves it at the first answer.) If none knows us, it is said of
+    the first.
+    """
+    refused: CannotJoin | None = None
+    urls = iter(initial.others_urls())
+    while True:
+        try:
+            running = await ask_cluster(http, urls, timeout=MEMBERS_TIMEOUT)
+        except NoCluster as error:
+            what = CannotJoin(f"cannot fetch cluster info from peer urls: {error}")
+            raise refused or what from None
+        try:
+            return running, await _find_local(initial, running, matcher)
+        except CannotJoin as error:
+            refused = refused or error
 
 
 async def _find_local(

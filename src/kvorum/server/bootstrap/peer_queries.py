@@ -47,7 +47,8 @@ async def ask_cluster(
     timeout: float,  # noqa: ASYNC109 - of each request
     quiet: bool = False,
 ) -> RunningCluster:
-    """The cluster of the first URL that answers properly. Raises NoCluster."""
+    """The cluster of the first URL that answers properly; of an iterator the rest is left. Raises
+    NoCluster."""
     for url in urls:
         try:
             found = _read_cluster(await _get(http, url, MEMBERS_PATH, timeout))
