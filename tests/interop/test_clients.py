@@ -203,7 +203,6 @@ def test_h2load_loses_nothing(servers: Servers, tmp_path: Path, clients: int, st
         assert client.call(RANGE, key=key).kvs[0].version == requests
 
 
-@pytest.mark.xfail(reason="to come: Maintenance.Snapshot")
 def test_a_snapshot_restores_into_a_real_etcd(
     servers: Servers, reference: Binaries, members: MemberFactory, tmp_path: Path
 ) -> None:
