@@ -12,6 +12,9 @@ hash at compaction
     HashKV at the compact revision fails as compacted in 3.5, and is answered since 3.5.10. Since
     3.5.5 the hashes of recent compactions are remembered and answer for their revision, with the
     compact revision before them.
+hash of nothing
+    Where no key lives at a revision, no release can tell which of the compacted history is to go,
+    and HashKV takes in what has not been deleted yet. How far that has come is not to be known.
 sort option
     3.5 ignores an unknown sort order and crashes on an unknown target; checked since 3.6.
 faults in a txn
@@ -123,9 +126,12 @@ class RememberedHashes:
         self._hashes: dict[int, tuple[int, int]] = {}
 
     def note(self, request: Any, response: Any) -> None:
-        """Keep an answer given while ``revision`` was not compacted yet."""
+        """Keep an answer given while ``revision`` was not compacted yet; and of one that nobody
+        can know leave out the hash: "hash of nothing", above."""
         revision = request.revision or response.header.revision
-        if revision > response.compact_revision:
+        if revision == response.compact_revision and revision in self._empty:
+            response.hash = 0
+        elif revision > response.compact_revision:
             self._hashes[revision] = (response.hash, response.compact_revision)
 
     def note_count(self, request: Any, response: Any) -> None:
