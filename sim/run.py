@@ -289,7 +289,7 @@ class Run:
             *verdicts.has_all(members, self.records.acknowledged),
             *verdicts.equal_states(members),
             *judge(holds, book.revoked, self.plan.clock_drift),
-            *verdicts.watch_violations(watches, happened, self.compactor.compacted),
+            *verdicts.watch_violations(watches, happened, members),
             *verdicts.linearizability(self.records.operations, watches, happened),
         ]
         for finding in findings:

@@ -11,17 +11,20 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from kvorum.raft.types import Message, MsgType
 from kvorum.testing.history import Event, Get, GetResult, KeyValue, Operation, Put
+from kvorum.testing.watch_guarantees import Response, Watch
 from sim.bugs import BUGS
 from sim.disk import Disk
 from sim.plan import Plan, draw
 from sim.process import Clock, Process
 from sim.run import Report, Run, run
-from sim.verdicts import linearizability, what_happened
+from sim.verdicts import linearizability, watch_violations, what_happened
 from sim.watchers import Watcher
 from sim.world import World
 
@@ -79,6 +82,21 @@ def test_what_members_did_settles_what_no_client_knows() -> None:
     read = Operation(100, Get(b"a"), 2, 3, GetResult(101, (pairs[-1],), 1))
     assert linearizability([*puts, read], [], happened) == []
     assert linearizability([*puts[1:], read], [], happened) != []
+
+
+def test_the_pair_before_may_be_missing_once_members_have_compacted_it() -> None:
+    """Even if nobody was told that they have."""
+    old, new = KeyValue(b"a", b"1", 2, 2, 1), KeyValue(b"a", b"2", 2, 3, 2)
+    happened = {2: (Event("put", old),), 3: (Event("put", new, old),)}
+    watch = Watch(b"a", start=3, prev=True, responses=[Response(3, (Event("put", new),))])
+
+    def member(compact_rev: int) -> Any:
+        return SimpleNamespace(
+            server=SimpleNamespace(store=SimpleNamespace(compact_rev=compact_rev))
+        )
+
+    assert watch_violations([watch], happened, [member(-1), member(3)]) == []
+    assert watch_violations([watch], happened, [member(-1)]) != []
 
 
 def test_a_seed_is_the_same_every_time_and_everywhere() -> None:
