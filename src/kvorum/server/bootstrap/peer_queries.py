@@ -47,8 +47,9 @@ async def ask_cluster(
     timeout: float,  # noqa: ASYNC109 - of each request
     quiet: bool = False,
 ) -> RunningCluster:
-    """The cluster of the first URL that answers properly; of an iterator the rest is left. Raises
-    NoCluster."""
+    """The cluster of the first URL that answers properly; of an iterator the rest is left. A member
+    that has only just begun knows of no cluster yet. Raises NoCluster."""
+    why = "could not retrieve cluster information from the given URLs"
     for url in urls:
         try:
             found = _read_cluster(await _get(http, url, MEMBERS_PATH, timeout))
@@ -56,10 +57,10 @@ async def ask_cluster(
             if not quiet:
                 lg.warn("failed to get cluster response", address=url + MEMBERS_PATH, error=error)
             continue
-        if not found.members:
-            raise NoCluster("failed to get raft cluster member(s) from the given URLs")
-        return found
-    raise NoCluster("could not retrieve cluster information from the given URLs")
+        if found.members:
+            return found
+        why = "failed to get raft cluster member(s) from the given URLs"
+    raise NoCluster(why)
 
 
 def _read_cluster(reply: HttpReply) -> RunningCluster:
