@@ -39,12 +39,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-seed", type=int, help="seed of the chaos tests")
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """That nothing failed in the last run is no failure of ``--last-failed``."""
-    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.getoption("lf"):
-        session.exitstatus = pytest.ExitCode.OK
-
-
 @pytest.fixture(scope="session")
 def reference(pytestconfig: pytest.Config) -> Binaries:
     """The real etcd, etcdctl and etcdutl that everything is compared with."""
