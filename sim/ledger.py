@@ -350,10 +350,15 @@ class Ledger:
 
 
 def _has(raft: Raft, index: int, term: int | None) -> bool:
-    """Whether a member has an entry on its disk, or a snapshot in place of it."""
+    """Whether a member has an entry on its disk, or a snapshot in place of it.
+
+    Its storage is asked, which gets what is on the disk: the state machine passes over the word on
+    an append of an older term, and goes on counting those entries as unstable.
+    """
     if index < raft.log.first_index():
         return True
-    return index < raft.log.unstable.offset and raft.log.term(index) == term  # type: ignore[arg-type]
+    storage = raft.log._storage
+    return index <= storage.last_index() and storage.term(Index(index)) == term
 
 
 def _may_decide(config: TrackedConfig, has: dict[MemberID, bool]) -> bool:
