@@ -23,7 +23,12 @@ behind remember how far they have come. Mended in 3.5.8 ("etcd might send duplic
 clients", "Watch response traveling back in time when reconnecting member downloads snapshot from
 the leader"). Its own kind seldom sends such a member a snapshot, as they keep 5,000 entries for
 those who are late; ours do, and etcd 3.6, when they are told to keep fewer. The proof is
-``tests/interop/test_resent.py``."""
+``tests/interop/test_old_watches.py``."""
+
+ORDERS_NOTICES_FROM: Final[Release] = (3, 5, 8)
+"""Before, the notice that a client asks for goes to it past the events that wait to be sent, and
+says that they have come (etcd-io/etcd#15220). The proof is ``tests/interop/test_old_watches.py``,
+too."""
 
 TOLD: Final = 6
 """How much of a member's life a verdict tells."""
@@ -60,6 +65,10 @@ class Serving:
         """How often its release is known to go back in the watch: see `RESENDS_BEFORE`."""
         known = not self.ours and self.release < RESENDS_BEFORE
         return self.installed() if known else 0
+
+    def orders_notices(self) -> bool:
+        """Whether a notice that was asked for can be believed: see `ORDERS_NOTICES_FROM`."""
+        return self.ours or self.release >= ORDERS_NOTICES_FROM
 
     def __str__(self) -> str:
         kind = "Kvorum" if self.ours else "etcd " + ".".join(map(str, self.release))

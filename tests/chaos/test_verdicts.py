@@ -12,8 +12,9 @@ import pytest
 from chaos.clients import Records
 from chaos.serving import Release, Serving, without_resent
 from chaos.verdicts import verdict
-from chaos.watchers import Watcher
+from chaos.watchers import ASKED_FOR, Watcher
 
+from kvorum.pb import etcdserverpb as pb
 from kvorum.testing.history import Event, Get, GetResult, KeyValue, Operation, Put, PutResult
 from kvorum.testing.kvmodel import State
 from kvorum.testing.watch_guarantees import Response, Watch
@@ -120,6 +121,24 @@ def test_old_etcd_may_do_nothing_else(tmp_path: Path) -> None:
     assert "never came" in told(serving, [1, 2, 2, 4, 5])
     assert "came twice" in told(serving, [1, 2, 3, 3, 2, 4, 5])
     assert "stands at 4, and missed" in told(serving, [1, 2, 3, 2, 3])
+
+
+def test_old_etcd_is_not_believed_a_notice_that_was_asked_for(tmp_path: Path) -> None:
+    """It comes before events that it says have come."""
+    for release, ours, believed in [
+        ((3, 5, 1), False, False),
+        ((3, 5, 8), False, True),
+        ((3, 5, 1), True, True),
+    ]:
+        for watch_id, counts in [(ASKED_FOR, believed), (0, True)]:
+            one = watcher([1, 2, 3])
+            one.servings[one.current.name] = served(tmp_path / "log", release, ours=ours)
+            notice = pb.WatchResponse(watch_id=watch_id)
+            notice.header.revision = 6
+            assert not one._take(one.current, notice.SerializeToString())
+            one.current.responses += watcher([4, 5]).current.responses
+            found = "\n".join(verdict(history(5), [one], State(), 6, compacted=False))
+            assert ("is not bookmarkable" in found) == counts, (release, ours, watch_id)
 
 
 def test_what_is_sent_twice_leaves_nothing_behind() -> None:

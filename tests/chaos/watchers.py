@@ -19,6 +19,9 @@ from sim import words
 SILENCE: Final = 3.0
 """Seconds without a word after which a watcher asks for progress, and then goes elsewhere."""
 
+ASKED_FOR: Final = -1
+"""The watch id of a progress notice for all watches of a stream."""
+
 _PROGRESS: Final = pb.WatchRequest(progress_request=pb.WatchProgressRequest()).SerializeToString()
 
 
@@ -105,6 +108,8 @@ class Watcher:
     def _take(self, watch: Watch, message: bytes) -> bool:
         """Write a response down; whether it is the last."""
         made = pb.WatchResponse.FromString(message)
+        if made.watch_id == ASKED_FOR and not self.servings[watch.name].orders_notices():
+            return False
         if made.canceled:
             self.errors.append(f"canceled: {made.cancel_reason} {made.compact_revision}")
         watch.responses.append(

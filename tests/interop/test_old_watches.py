@@ -1,5 +1,6 @@
-"""What a watch is sent when a snapshot is installed on the member that serves it: by ours nothing
-that it has; by etcd 3.5.1 everything again. It is why `chaos.serving` excuses that."""
+"""What etcd before 3.5.8 sends watches, ours does not, and `chaos.serving` excuses: everything
+again when a snapshot is installed on the member that serves a watch; a notice before what it says
+to have come."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from chaos.cluster import Cluster, Settings
 from chaos.cutting import IDLE, cut_log
 from chaos.members import ChaosMember
 from chaos.serving import RESENDS_BEFORE
+from chaos.watchers import ASKED_FOR
 from support.binaries import Binaries, etcd_release
 from support.wait import wait_for
 
@@ -103,3 +105,45 @@ def test_a_watch_over_a_snapshot(tmp_path: Path, binary: Path, again: list[bytes
             await cluster.close()
 
     assert uvloop.run(told()) == [*FIRST, *again, b"last"]
+
+
+async def notice_and_events(cluster: Cluster) -> list[str]:
+    """In what order they come to a watch of the past that asks for a notice at once."""
+    member = await cluster.leader()
+    assert member is not None
+    await put(member, *FIRST)
+    create = pb.WatchCreateRequest(key=b"k", start_revision=1)
+    asked = pb.WatchRequest(progress_request=pb.WatchProgressRequest()).SerializeToString()
+    came: list[str] = []
+    async with member.channel() as channel:
+        stream = await channel.stream(words.WATCH, timeout=None)
+        async with stream, asyncio.timeout(20.0):
+            await stream.send(pb.WatchRequest(create_request=create).SerializeToString())
+            await stream.send(asked)
+            while "events" not in came:
+                made = pb.WatchResponse.FromString(await stream.recv() or b"")
+                if made.events:
+                    came.append("events")
+                elif made.watch_id == ASKED_FOR and made.header.revision >= len(FIRST):
+                    came.append("notice")
+    return came
+
+
+@pytest.mark.parametrize(
+    ("binary", "order"),
+    [("etcd", ["notice", "events"]), ("kvorum", ["events"])],
+    indirect=["binary"],
+    ids=["etcd", "kvorum"],
+)
+def test_a_notice_and_what_it_says_to_have_come(
+    tmp_path: Path, binary: Path, order: list[str]
+) -> None:
+    async def told() -> list[str]:
+        cluster = Cluster(tmp_path, {"a": binary}, None, Settings())
+        try:
+            await cluster.start()
+            return await notice_and_events(cluster)
+        finally:
+            await cluster.close()
+
+    assert uvloop.run(told()) == order
