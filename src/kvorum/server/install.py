@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -65,7 +66,7 @@ class SnapshotInstaller:
         self._failed = failed
         self._in_progress = in_progress
         self._wanted: Snapshot | None = None
-        self._logged: set[Index] = set()  # those whose databases are needed, here or at a restart
+        self._placing = threading.Lock()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self.busy = False
@@ -76,20 +77,15 @@ class SnapshotInstaller:
 
     async def adopt(self, database: Path, index: Index) -> None:
         """Make a received file the database of the snapshot at ``index``. Raises SnapError for one
-        that cannot be that, or cannot be saved; then it is not on record, and nothing happened."""
+        that cannot be that, or cannot be saved; then it is not on record, and nothing happened.
+
+        It stays even if raft does not want this snapshot: another leader may have sent one of the
+        same index, and it is that one's database too. The next snapshot of this member's own lets
+        it go.
+        """
         path = self._files.db_path(index)
-        await self._backend.in_thread(lambda: _adopt(database, path, index))
+        await self._backend.in_thread(lambda: _adopt(database, path, index, self._placing))
         lg.info("saved database snapshot to disk", path=str(path))
-
-    def keep(self, index: Index) -> None:
-        """The snapshot at ``index`` goes into the log: its database must stay until it is used."""
-        self._logged.add(index)
-
-    async def discard(self, index: Index) -> None:
-        """The snapshot at ``index`` is not needed; unless it was delivered before."""
-        if index not in self._logged:
-            path = self._files.db_path(index)
-            await self._backend.in_thread(lambda: path.unlink(missing_ok=True))
 
     # Step 3
 
@@ -138,7 +134,6 @@ class SnapshotInstaller:
             return  # it is out of date before it was in use
         self._backend.on_replace = lambda: self._take(snapshot)
         await self._backend.replace(usable)
-        self._logged = {index for index in self._logged if index > meta.index}
         await self._backend.in_thread(lambda: self._files.release_dbs(meta.index + 1))
         lg.info(
             "applied snapshot",
@@ -155,15 +150,16 @@ class SnapshotInstaller:
         self._done(snapshot.metadata.index)
 
 
-def _adopt(database: Path, target: Path, index: Index) -> None:
+def _adopt(database: Path, target: Path, index: Index, placing: threading.Lock) -> None:
     try:
-        if target.exists():  # it came twice: the first may be in use already
-            database.unlink()
-        else:
-            _check(database, target, index)
-            with open(database, "rb+") as file:
-                os.fsync(file.fileno())
-            database.rename(target)
+        _check(database, target, index)
+        with open(database, "rb+") as file:
+            os.fsync(file.fileno())
+        with placing:  # several may come at a time
+            if target.exists():  # it came twice: the first may be in use already
+                database.unlink()
+            else:
+                database.rename(target)
         fsync_directory(target.parent)  # even if it came twice: this may have failed before
     except OSError as error:
         raise SnapError(target, f"cannot be saved: {error}") from error

@@ -166,22 +166,6 @@ class RaftNode:
         """Take a message of another member, for the next turn."""
         self._intake.receive(message)
 
-    def receive_snapshot(self, message: Message) -> bool:
-        """Take a MsgSnap, whose database is in its place; whether the database is needed."""
-        assert message.snapshot is not None
-        if self._stopped:
-            return False
-        self._advance()
-        try:
-            self._intake.step(message)
-        except Exception as error:  # as in `_advance`
-            self._observer.failed(error)
-            return False
-        wanted = self._node.raft.log.unstable.snapshot
-        taken = wanted is not None and wanted.metadata == message.snapshot.metadata
-        self._advance()
-        return taken
-
     def report_unreachable(self, member: MemberID) -> None:
         if not self._stopped:
             self._node.report_unreachable(member)

@@ -134,6 +134,7 @@ class SnapshotTaker:
         self.received(meta.index)
         lg.info("saved snapshot", snapshot_index=meta.index)
         self._wal.release_to(meta.index)
+        self._disk.submit(lambda: self.files.release_dbs(meta.index), self._purged)
         if failpoint.active:
             failpoint.hit("raftAfterWALRelease")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -41,7 +40,6 @@ class PeerHost:
         self._sender = sender
         self._directory = directory
         self._gone = gone
-        self._snapshots = asyncio.Lock()
 
     def receive(self, message: Message) -> None:
         """Take a raft message for this or the next turn of the loop. Raises RemovedMember,
@@ -54,18 +52,11 @@ class PeerHost:
         self._raft.receive(message)
 
     async def receive_snapshot(self, message: Message, database: Path) -> None:
-        """Take a MsgSnap with its database, one after the other: two leaders may send one of the
-        same index, and what is removed with the one that is refused must not be the other's.
-        Raises RemovedMember, WrongMember, SnapError."""
+        """Take a MsgSnap with its database. Raises RemovedMember, WrongMember, SnapError."""
         self._check(message)
         assert message.snapshot is not None
-        index = message.snapshot.metadata.index
-        async with self._snapshots:
-            await self._installer.adopt(database, index)
-            if self._raft.receive_snapshot(message):
-                self._installer.keep(index)
-            else:
-                await self._installer.discard(index)
+        await self._installer.adopt(database, message.snapshot.metadata.index)
+        self._raft.receive(message)
 
     def _check(self, message: Message) -> None:
         if message.from_ in self._cluster.removed:
