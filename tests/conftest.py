@@ -6,6 +6,7 @@ folder goes to the end of the import path: a helper can never hide an installed 
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--crash-long", action="store_true", help="every failpoint and every damage")
     group.addoption("--chaos-seconds", type=float, help="length of the chaos test")
     group.addoption("--chaos-seed", type=int, help="seed of the chaos tests")
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores SIGINT; the clients of the tests must not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

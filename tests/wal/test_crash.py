@@ -183,3 +183,55 @@ def test_a_log_is_on_disk_before_it_has_its_name(
         ("fsync", "data"),
     ]
     log.close()
+
+
+def test_what_a_start_has_read_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was killed had written it, but not synced it. The next one says that it has it."""
+    root = tmp_path / "data"
+    WAL.create(root / "wal", b"meta", segment_size=SEGMENT).close()
+    disk = Disk(monkeypatch, steps=1000)
+    killed, _ = open_log(root / "wal", segment_size=SEGMENT)
+    killed.begin(killed.encode(HardState(7, 3, 0), [Entry(7, 1, EntryType.NORMAL, b"x" * 1500)]))
+    killed._release_files()
+    log, found = open_log(root / "wal", segment_size=SEGMENT)
+    assert (found.hard_state, len(found.entries)) == (HardState(7, 3, 0), 1)
+    disk.off()
+    log.close()
+    for seed in range(8):
+        disk.after_the_cut(root, tmp_path / f"copy{seed}", seed)
+        assert wal.read_log(tmp_path / f"copy{seed}" / "wal") == found
+
+
+def test_a_start_syncs_what_a_failed_sync_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux has forgotten by then that it is not on disk, so it is written once more."""
+    log = WAL.create(tmp_path / "wal", b"meta", segment_size=SEGMENT)
+    log.write(log.encode(None, [Entry(1, 1, EntryType.NORMAL, b"x" * 100)]))
+    size = log._offset
+    log.close()
+    first = log.directory / f"{0:016x}-{0:016x}.wal"
+    content = first.read_bytes()
+    again: list[tuple[int, int]] = []
+    pwrite = os.pwrite
+
+    def write(fd: int, data: bytes, offset: int) -> int:
+        again.append((offset, len(data)))
+        return pwrite(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", write)
+        recorder = Recorder(monkeypatch)
+        log, _ = open_log(tmp_path / "wal", segment_size=SEGMENT)
+    assert again == [(0, size)]
+    assert recorder.calls == [
+        ("ftruncate", first.name),
+        ("pwrite", first.name),
+        ("fdatasync", first.name),
+        ("fsync", "wal"),
+        ("fsync", tmp_path.name),
+    ]
+    log.close()
+    assert first.read_bytes() == content

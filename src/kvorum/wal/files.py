@@ -15,6 +15,7 @@ from kvorum.log import get_logger
 
 PRIVATE_FILE: Final = 0o600
 PRIVATE_DIRECTORY: Final = 0o700
+_PIECE: Final = 1 << 20
 
 # struct flock of a 64-bit Linux: type, whence, start, length (0: to the end), pid.
 _WRITE_LOCK: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -76,6 +77,18 @@ def zero_to_end(fd: int, offset: int) -> None:
     size = os.fstat(fd).st_size
     os.ftruncate(fd, offset)
     preallocate(fd, size)
+
+
+def rewrite(fd: int, size: int) -> None:
+    """Write the first ``size`` bytes again as they are, to be synced.
+
+    A file may show what is not on disk. Where that is because a sync failed, Linux holds it for
+    written: the next sync has nothing to do, and succeeds.
+    """
+    offset = 0
+    while offset < size:
+        data = os.pread(fd, min(_PIECE, size - offset), offset)
+        offset += os.pwrite(fd, data, offset)
 
 
 def sync_data(fd: int) -> None:

@@ -44,6 +44,7 @@ from kvorum.wal.files import (
     fsync_directory,
     open_locked,
     purge,
+    rewrite,
     sync_data,
     zero_to_end,
 )
@@ -170,6 +171,10 @@ class WAL:
 
         Raises `UnexpectedEOF` for a torn end, which `repair` takes off, and other `WALError` for
         what must not be touched. Whatever follows the last record is zeroed.
+
+        All that was read is on disk then. The process before may have been killed, or given up,
+        between writing and syncing; from now on this one promises nothing less than what it read,
+        and need not write for that.
         """
         assert self.encoder is None, "a log is read once"
         sources = [open_source(self._path(segment), segment.fd) for segment in self._segments]
@@ -186,8 +191,13 @@ class WAL:
         tail = self._segments[-1]
         try:
             zero_to_end(tail.fd, decoder.offset)
+            if not self._no_fsync:
+                rewrite(tail.fd, decoder.offset)
+                sync_data(tail.fd)
+                fsync_directory(self.directory)
+                fsync_directory(self.directory.parent)
         except OSError as error:
-            raise WriteFailed(self._path(tail), f"cannot zero the end: {error}") from error
+            raise WriteFailed(self._path(tail), f"cannot be made ready: {error}") from error
         encoder = Encoder(
             result.metadata,
             sequence=tail.name.sequence,
