@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sim.member import Member
 
 LEAST: Final = 3
+"""Members that stay. Of two, the one that removes itself may be gone before the other has heard
+that this is decided; and that one can then never lead, in any raft that changes one member at a
+time.
+"""
 MOST: Final = 6
 PATIENCE: Final = 5.0
 _REFUSALS: Final = (errors.Unhealthy.message, errors.MemberNotEnoughStarted.message)
@@ -63,6 +67,8 @@ class Membership:
         self._random = caller.random
         self._interval = interval
         self._learner: Member | None = None
+        self._leaving: set[Member] = set()
+        """Removed, for all that is known, and perhaps still running."""
 
     def start(self) -> None:
         self._caller.world.after(self._random.expovariate(1 / self._interval), self._go)
@@ -74,10 +80,8 @@ class Membership:
             self._promote(self._learner)
         elif len(self._cluster.members) < MOST and self._random.random() < 0.5:
             self._add(learner=self._random.random() < 0.7)
-        elif len(self._cluster.members) > LEAST:
-            self._remove()
         else:
-            self.start()
+            self._remove()
 
     def _add(self, *, learner: bool) -> None:
         if self._learner is not None:
@@ -131,10 +135,15 @@ class Membership:
             self.start()
 
     def _remove(self) -> None:
+        staying = [m for m in self._cluster.members if m not in self._leaving]
+        if len(staying) <= LEAST:
+            self.start()
+            return
         member = self._random.choice(self._cluster.members)
         if member.id is None:
             self.start()
             return
+        self._leaving.add(member)
         self._cluster.trace(f"{member} is to be removed")
         request = pb.MemberRemoveRequest(ID=member.id).SerializeToString()
 
@@ -142,6 +151,8 @@ class Membership:
             self.start()
             if outcome.code:
                 self._cluster.trace(f"{member} was perhaps not removed: {outcome.error}")
+                if outcome.by_server and outcome.error in _REFUSALS:
+                    self._leaving.discard(member)
                 return
             self._cluster.trace(f"{member} was removed")
             if self._learner is member:
@@ -150,4 +161,5 @@ class Membership:
             self._caller.world.after(delay, self._cluster.retire, member)
 
         if not self._caller.unary(words.MEMBER_REMOVE, request, done, PATIENCE):
+            self._leaving.discard(member)
             self.start()
