@@ -116,6 +116,7 @@ class FakeHttp:
 class FakeRaft:
     def __init__(self) -> None:
         self.leader = ME
+        self.handing_over = False
         self.committed = Index(0)
         self.match: dict[MemberID, int] = {}
         self.changes: list[tuple[ConfChange, Caller]] = []

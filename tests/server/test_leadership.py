@@ -54,6 +54,18 @@ async def test_a_break_while_a_quorum_is_asked_counts() -> None:
 
 
 @on_a_loop
+async def test_who_asked_another_to_lead_asks_a_quorum_every_time() -> None:
+    """The other may lead already, and who did so not have heard."""
+    bench = Bench()
+    bench.raft.handing_over = True
+    for _ in range(2):
+        assert not bench.leadership.is_sure(bench.loop.time())
+        assert await bench.leadership.is_confirmed()
+    bench.raft.handing_over = False  # another term
+    assert bench.leadership.is_sure(bench.loop.time())
+
+
+@on_a_loop
 async def test_who_was_replaced_learns_it() -> None:
     bench = Bench([member(ME), member(TWO)])
     bench.leadership._last_tick -= 0.4

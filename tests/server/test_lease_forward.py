@@ -247,6 +247,31 @@ async def test_who_cannot_confirm_that_it_leads_does_not_renew() -> None:
 
 
 @on_a_loop
+async def test_a_renewal_during_a_handover_goes_to_the_next_leader() -> None:
+    """As the quorum tells who is asked whether it still leads."""
+    bench = LeaseBench()
+    bench.lead()
+    bench.lessor.grant(LEASE, 30, 0.0)
+    bench.raft.handing_over = True
+    bench.http.answer = lambda asked: kept(29)
+    task = asyncio.ensure_future(bench.leases.renew(LEASE))
+    await asyncio.sleep(0)
+    assert not task.done()
+    bench.raft.handing_over = False
+    bench.led_by(TWO)
+    assert await task == 29
+
+
+@on_a_loop
+async def test_a_renewal_during_a_handover_that_came_to_nothing() -> None:
+    bench = LeaseBench()
+    bench.lead()
+    bench.lessor.grant(LEASE, 30, 0.0)
+    bench.raft.handing_over = True
+    assert await bench.leases.renew(LEASE) == 30
+
+
+@on_a_loop
 async def test_a_renewal_that_came_too_late_waits_for_the_end() -> None:
     bench = LeaseBench()
     bench.lead()

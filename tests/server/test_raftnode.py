@@ -552,6 +552,23 @@ def test_a_leader_that_hears_of_no_quorum_is_none(bench: Bench) -> None:
     assert bench.events == []
 
 
+def test_a_handover_begun_is_remembered_for_the_term(bench: Bench) -> None:
+    """Whatever came of it, and however long ago: the other may lead without this one hearing."""
+    assert not bench.raft.handing_over
+    bench.raft.transfer_leader(MemberID(6))
+    for _ in range(100):
+        bench.raft.tick()
+    bench.loop.settle()
+    assert bench.raft.is_leader
+    assert bench.raft.handing_over
+    term = Term(bench.raft.term + 1)
+    bench.raft.receive(Message(MsgType.HEARTBEAT, ME, MemberID(6), term))
+    bench.run()
+    assert bench.raft.leader == 6
+    assert bench.raft.term == term
+    assert not bench.raft.handing_over
+
+
 # Failures
 
 BROKEN = WriteFailed(Path("wal"), "io error")

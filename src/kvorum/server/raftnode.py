@@ -90,6 +90,7 @@ class RaftNode:
         self.leader = NONE
         self.is_leader = False
         self.term = Term(0)
+        self._handing_over: Term | None = None  # the last term in which it was begun
         self.committed = Index(0)
         self.transport = transport
         self._node = node
@@ -156,8 +157,15 @@ class RaftNode:
         """Try to have another member lead. Whether it does is to be watched; after an election
         time-out the leader goes on as before."""
         if not self._stopped:
+            self._handing_over = self.term
             self._node.transfer_leader(target)
             self._advance()
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether another member was asked to lead in this member's term. It need not wait for an
+        election time-out, and so may lead already while this one, not hearing of it, goes on."""
+        return self._handing_over == self.term
 
     def status(self) -> Status:
         return self._node.status()

@@ -2,7 +2,9 @@
 
 A member that stood still for a while (paused, or its disk or CPU taken away) may have been replaced
 without having noticed. What it knows as the leader, such as how much time leases have left, must
-not be used until a quorum has confirmed it (etcd's ensureLeadership).
+not be used until a quorum has confirmed it (etcd's ensureLeadership). The same goes for one that
+asked another to lead, to the end of the term: that one leads at once, and whoever does not hear
+of it would renew leases that the new leader lets end. (etcd's goes on renewing.)
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ class KnowsLeader(Protocol):
     def leader(self) -> MemberID: ...
     @property
     def is_leader(self) -> bool: ...
+    @property
+    def handing_over(self) -> bool: ...
 
 
 class Leadership:
@@ -81,9 +85,18 @@ class Leadership:
         return self._raft.is_leader
 
     def is_sure(self, now: float) -> bool:
-        """Whether this member, which leads as far as it knows, ran without a break until ``now``,
-        or was confirmed after the last one."""
-        return self._gaps == self._confirmed_gaps and now - self._last_tick <= self._patience
+        """Whether this member, which leads as far as it knows, asked no other to, and ran without
+        a break until ``now`` or was confirmed after the last one."""
+        return (
+            self._gaps == self._confirmed_gaps
+            and now - self._last_tick <= self._patience
+            and not self._raft.handing_over
+        )
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether this member asked another to lead in its term."""
+        return self._raft.handing_over
 
     async def is_confirmed(self) -> bool:
         """Whether this member leads, asking a quorum if it is not sure."""

@@ -97,7 +97,10 @@ class Leases:
         """
         if not self._leadership.leads_here:
             raise NotPrimary
+        handing_over = self._leadership.handing_over
         if not await self._leadership.is_confirmed():
+            if handing_over and not self._leadership.leads_here:
+                raise NotPrimary
             raise RequestFailed(Code.UNKNOWN, str(NotPrimary()))
         if not (self._fast and self._lessor.has(lease)):
             await self._catch_up.until_done()
