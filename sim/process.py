@@ -123,6 +123,8 @@ class Process:
         self.clock = clock
         self.alive = True
         self.paused_until = 0.0
+        self.held: list[Handle] = []
+        """What waits for the end of a pause, in order."""
         self.random = world.fork(name)
         self.stalls = self.random.choice([0.0, 0.01, 0.2])
         """The share of its writes that wait for the disk."""
@@ -164,6 +166,17 @@ class Process:
     def pause(self, seconds: float) -> None:
         """Stand still; what happens meanwhile happens here afterwards, in order."""
         self.paused_until = max(self.paused_until, self.world.now + seconds)
+        self.world.after(seconds, self._wake)
+
+    def resume(self) -> None:
+        """End a pause before its time."""
+        self.paused_until = self.world.now
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.world.now >= self.paused_until:  # not if the pause has become longer since
+            held, self.held = self.held, []
+            self.world.first(held)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return self.run(lambda: self.loop.create_task(work))

@@ -172,7 +172,7 @@ class Run:
         """No more faults: all members are started, everybody hears everybody."""
         self.nemesis.stopped = self.operator.stopped = self.mover.stopped = True
         self.compactor.stopped = True
-        cluster, world = self.cluster, self.world
+        cluster = self.cluster
         cluster.trace("healing")
         cluster.network.heal()
         cluster.network.weather.loss = cluster.network.weather.repeats = 0.0
@@ -181,7 +181,7 @@ class Run:
             member.disk.slowness = 1.0
             member.disk.fail_after(None)
             if member.alive and member.process is not None:
-                member.process.paused_until = world.now
+                member.process.resume()
             cluster.restart(member)
         self._wait(self._is_healed)
         if not self._is_healed():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
@@ -109,6 +109,10 @@ class World:
         heappush(self._timed, (when, self._order, handle))
         return handle
 
+    def first(self, handles: Sequence[Handle]) -> None:
+        """At this very moment, before all that waits."""
+        self._ready.extendleft(reversed(handles))
+
     # Running
 
     def run_until(self, when: float, stop: Callable[[], bool] = lambda: False) -> None:
@@ -130,8 +134,7 @@ class World:
         if handle._cancelled or (process is not None and not process.alive):
             return
         if process is not None and process.paused_until > self.now:
-            self._order += 1
-            heappush(self._timed, (process.paused_until, self._order, handle))
+            process.held.append(handle)
             return
         self.events += 1
         if process is None:

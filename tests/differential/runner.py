@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -72,11 +72,7 @@ class Runner:
         """The reference's replies; Mismatch if the other server's differ."""
         first = len(self.done)
         self.done.extend(steps)
-        old_job = self._pool.submit(self.old.run, [s for s in steps if not s.new_only])
-        new_steps = [s for s in steps if self.new.newer or not s.new_only]
-        new_job = self._pool.submit(self.new.run, new_steps)
-        old = list(_spread(steps, old_job.result(), skipped=True))
-        new = list(_spread(steps, new_job.result(), skipped=not self.new.newer))
+        old, new = self._pool.map(lambda target: target.run(steps), (self.old, self.new))
         for number, step in enumerate(steps):
             self._count(step, old[number])
             if not self.comparer.same(step, old[number], new[number]):
@@ -142,13 +138,6 @@ class Runner:
         self._pool.shutdown()
         self.old.close()
         self.new.close()
-
-
-def _spread(steps: Sequence[Step], replies: list[Reply], *, skipped: bool) -> Iterator[Reply]:
-    """Replies beside their steps, with a blank for steps that this server did not get."""
-    waiting = iter(replies)
-    for step in steps:
-        yield Reply(b"") if skipped and step.new_only else next(waiting)
 
 
 def _text(step: Step, reply: Reply) -> str:

@@ -132,6 +132,32 @@ def test_what_is_kept_in_sets_has_the_same_order_in_every_run() -> None:
     ]
 
 
+def test_a_paused_process_goes_on_in_order() -> None:
+    """Also if its pause becomes longer, or ends before its time; a message overtook another."""
+    world = World(1)
+    process = Process(world, "m1.1", Disk(), Clock())
+    seen: list[int] = []
+
+    def send(number: int) -> None:
+        process.run_event(lambda: seen.append(number))
+
+    process.pause(2.0)
+    send(1)
+    world.after(1.0, process.pause, 3.0)
+    world.after(1.5, send, 2)
+    world.run_until(3.9)
+    assert seen == []
+    world.run_until(4.0)
+    assert seen == [1, 2]
+
+    process.pause(5.0)
+    send(3)
+    process.resume()
+    world.after(0.5, send, 4)
+    world.run_until(10.0)
+    assert seen == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("name", QUICK_BUGS)
 def test_a_planted_bug_is_found(name: str) -> None:
     bug = BUGS[name]
